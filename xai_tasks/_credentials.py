@@ -1,0 +1,100 @@
+"""The API key: where it comes from, when it is asked for again, and how it stays unseen."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from collections.abc import Awaitable, Callable
+
+from xai_tasks._errors import ConfigurationError
+
+KeySource = str | Callable[[], str | Awaitable[str]]
+ENVIRONMENT_NAME = "MOUNTSEA_API_KEY"
+
+
+def _problem(key: object) -> str | None:
+    """Say what is wrong with a key without showing it."""
+    if not isinstance(key, str):
+        return f"must be a string, not {type(key).__name__}"
+    if not key.strip():
+        return "is empty"
+    if not key.isascii():
+        return "holds a character that is not ASCII"
+    if not key.isprintable():
+        return "holds a control character, perhaps a line break at its end"
+    return None
+
+
+class Credentials:
+    """Holds the key and asks its source for a new one after a 401.
+
+    Tracebacks may be printed with the locals of their frames, so no frame that raises may have the key among
+    its own: hence a constructor that only notes what is wrong, and versions where keys could be compared.
+    """
+
+    __slots__ = ("_error", "_lock", "_source", "key", "version")
+
+    key: str | None
+    """The key in use, or None before its source was first asked."""
+    version: int
+    """How many keys the source has given."""
+
+    def __init__(self, source: KeySource | None) -> None:
+        """Take a key, a function that gives one, or None for the environment's."""
+        self.key = None
+        self.version = 0
+        self._error: Exception | None = None
+        self._source: Callable[[], str | Awaitable[str]] | None = None
+        self._lock = asyncio.Lock()
+        if callable(source):
+            self._source = source
+            return
+        name = "api_key" if source is not None else f"${ENVIRONMENT_NAME}"
+        self.key = source if source is not None else os.environ.get(ENVIRONMENT_NAME)
+        if self.key is None:
+            self._error = ConfigurationError(f"no API key: pass api_key or set ${ENVIRONMENT_NAME}")
+        elif source is not None and not isinstance(source, str):
+            self._error = TypeError(f"api_key must be a string or a function, not {type(source).__name__}")
+        elif problem := _problem(self.key):
+            self._error = ConfigurationError(f"{name} {problem}")
+
+    def check(self) -> None:
+        """Raise what was wrong with the constructor's argument.
+
+        Raises:
+            ConfigurationError: there is no key, or it is malformed.
+            TypeError: the source is neither a string nor a function.
+
+        """
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def renewable(self) -> bool:
+        """Whether there is a source to ask for a new key."""
+        return self._source is not None
+
+    async def renew(self, version: int) -> None:
+        """Ask the source for a key, unless the one of `version` was replaced meanwhile: one call serves all.
+
+        Raises:
+            ConfigurationError: the source gave no usable key.
+            Exception: whatever the source raises.
+
+        """
+        async with self._lock:
+            if self._source is None or self.version != version:
+                return
+            key, problem = await _checked(self._source())
+            if key is not None:
+                self.key, key = key, None
+                self.version += 1
+        if problem is not None:
+            raise ConfigurationError(f"the key that the function api_key gave {problem}")
+
+
+async def _checked(answer: str | Awaitable[str]) -> tuple[str | None, str | None]:
+    key = await answer if inspect.isawaitable(answer) else answer
+    problem = _problem(key)
+    return (None, problem) if problem is not None else (key, None)

@@ -1,0 +1,104 @@
+"""What a user may decide about retrying and polling, said in tenacity's own strategies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from attrs import Attribute, field, frozen
+from tenacity import RetryCallState, stop_after_attempt, wait_random_exponential
+
+from xai_tasks._adaptive import wait_adaptive
+
+WaitStrategy = Callable[[RetryCallState], float]
+"""A tenacity wait strategy: seconds to sleep, from the state of the attempts so far."""
+StopStrategy = Callable[[RetryCallState], bool]
+"""A tenacity stop strategy: whether to give up, from the state of the attempts so far."""
+
+
+def check_seconds(name: str, value: object, *, optional: bool = False, positive: bool = False) -> None:
+    """Check that the argument called `name` is a number of seconds, 0 or more (with `positive`: more than 0).
+
+    Raises:
+        TypeError: it is no number (with `optional`, None passes).
+        ValueError: it is negative, NaN or infinite, or 0 where it must be positive.
+
+    """
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        hint = " or None for no limit" if optional else ""
+        raise TypeError(f"{name} must be a number of seconds{hint}, not {type(value).__name__}")
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        bound = "more than 0" if positive else "0 or more"
+        hint = "; None means no limit" if optional else ""
+        raise ValueError(f"{name} must be finite and {bound}, not {value!r}{hint}")
+
+
+def check_count(name: str, value: object, minimum: int) -> None:
+    """Check that the argument called `name` is a whole number of at least `minimum`.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is less than `minimum`.
+
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, not {value}")
+
+
+def _seconds(instance: object, attribute: Attribute[Any], value: object) -> None:
+    check_seconds(attribute.name, value)
+
+
+def _seconds_or_none(instance: object, attribute: Attribute[Any], value: object) -> None:
+    check_seconds(attribute.name, value, optional=True)
+
+
+def _count(instance: object, attribute: Attribute[Any], value: object) -> None:
+    check_count(attribute.name, value, 0)
+
+
+def _strategy(instance: object, attribute: Attribute[Any], value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{attribute.name} must be a tenacity strategy, not {type(value).__name__}")
+
+
+def _statuses(value: Iterable[int]) -> frozenset[int]:
+    return frozenset(value)
+
+
+@frozen
+class RetryPolicy:
+    """How one request is retried. Two policies are equal only if they hold the very same strategy objects."""
+
+    stop: StopStrategy = field(factory=lambda: stop_after_attempt(4), eq=id, validator=_strategy)
+    """When to give a request up; any tenacity stop strategy."""
+    wait: WaitStrategy = field(
+        factory=lambda: wait_random_exponential(multiplier=0.5, max=8), eq=id, validator=_strategy
+    )
+    """Seconds between attempts where the server names none; any tenacity wait strategy. The default is full
+    jitter: uniform from 0 to a bound that starts at 0.5 s and doubles up to 8 s."""
+    statuses: frozenset[int] = field(default=frozenset({408, 429, 500, 502, 503, 504}), converter=_statuses)
+    """The HTTP statuses that are retried. Connection faults, timeouts and malformed answers always are."""
+    max_retry_after: float = field(default=60.0, validator=_seconds)
+    """Seconds: a `Retry-After` longer than this fails the request instead; a pause is never longer."""
+    budget: int = field(default=500, validator=_count)
+    """Tokens that all retries of a client share: a retry takes 5, each success gives 1 back up to this number.
+    While fewer than 5 are left, no request is retried. 500 tokens are botocore's and the AWS SDKs' quota."""
+
+
+@frozen
+class PollPolicy:
+    """How a task is polled until it ends. Waits share a poll loop if their id and their policy are equal."""
+
+    wait: WaitStrategy = field(factory=wait_adaptive, eq=id, validator=_strategy)
+    """Seconds from one poll to the next; any tenacity wait strategy."""
+    timeout: float | None = field(default=600.0, validator=_seconds_or_none)
+    """Seconds that a wait may take where the call names none; None: no limit."""
+    max_outage: float | None = field(default=300.0, validator=_seconds_or_none)
+    """Seconds on end for which polls may fail with passing faults before a wait ends with the last of them;
+    0: at the first failed poll, None: no limit."""

@@ -1,0 +1,216 @@
+"""One look at a task: one request, and on a passing fault another, as the policy says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import cast
+
+from attrs import define
+from tenacity import AsyncRetrying, RetryCallState
+
+from xai_tasks._credentials import Credentials
+from xai_tasks._errors import (
+    APIError,
+    APIStatusError,
+    AuthenticationError,
+    ClientClosedError,
+    RateLimitError,
+    ServerError,
+    is_passing,
+)
+from xai_tasks._policies import RetryPolicy
+from xai_tasks._throttle import Throttle
+from xai_tasks._transport import Look, Transport
+
+logger = logging.getLogger("xai_tasks")
+
+_RETRY_COST = 5
+"""Tokens that a retry takes from the budget; a success gives one back. The proportion is botocore's."""
+
+
+@define
+class Counters:
+    """What `ClientStats` reports, counted where it happens."""
+
+    requests: int = 0
+    retries: int = 0
+    polls: int = 0
+    rate_limited: int = 0
+
+
+class _Attempts(RetryCallState):
+    """tenacity's state of one look whose last attempt failed."""
+
+    error: APIError
+    delay: float
+    """Seconds before the next attempt: the server's wish, else what the policy's `wait` says."""
+
+
+class Retrying:
+    """Makes looks: through the throttle, with retries that all share one budget."""
+
+    __slots__ = ("_budget", "_closing", "_counters", "_credentials", "_policy", "_tenacity", "_throttle", "_transport")
+
+    def __init__(
+        self,
+        transport: Transport,
+        throttle: Throttle,
+        credentials: Credentials,
+        policy: RetryPolicy,
+        counters: Counters,
+    ) -> None:
+        """Put the parts of one client together."""
+        self._transport = transport
+        self._throttle = throttle
+        self._credentials = credentials
+        self._policy = policy
+        self._counters = counters
+        self._budget = policy.budget
+        self._closing: asyncio.Future[None] | None = None
+        self._tenacity = AsyncRetrying(
+            stop=policy.stop,
+            wait=_delay,
+            retry=_always,
+            before_sleep=_log_retry,
+            retry_error_callback=_give_up,
+        )
+
+    async def look(
+        self, task_id: str, *, poll: bool = False, on_error: Callable[[APIError], None] | None = None
+    ) -> Look:
+        """Ask for one task until there is a good answer, or the policy gives up.
+
+        Args:
+            task_id: the id to ask for.
+            poll: whether it is for a wait, and so stands back in an outage.
+            on_error: told of each failed attempt, also of those that are retried.
+
+        Raises:
+            APIError: the last attempt's error.
+            ClientClosedError: the client was closed.
+
+        """
+        # The first attempt is made outside tenacity, which costs as much as a fifth of a request.
+        answer = await self._attempt(task_id, poll, None)
+        while not isinstance(answer, Look):
+            if on_error is not None:
+                on_error(answer.error)
+            seconds = await self._next_delay(answer)
+            if seconds is None:
+                try:
+                    raise answer.error
+                finally:
+                    del answer  # with its frame in the error's traceback, each would keep the other alive
+            answer.prepare_for_next_attempt()
+            await self._sleep(seconds)
+            self._budget -= _RETRY_COST
+            self._counters.retries += 1
+            answer = await self._attempt(task_id, poll, answer)
+        return answer
+
+    def close(self) -> None:
+        """End the sleep of everybody between two attempts with `ClientClosedError`."""
+        if self._closing is not None and not self._closing.done():
+            self._closing.set_result(None)
+
+    async def _attempt(self, task_id: str, poll: bool, attempts: _Attempts | None) -> Look | _Attempts:
+        """Make one request; after a 401, a second one where a new key can be had."""
+        if self._credentials.key is None:
+            await self._credentials.renew(self._credentials.version)
+        version = self._credentials.version
+        answer = await self._request(task_id, poll, attempts)
+        if (
+            not isinstance(answer, Look)
+            and isinstance(answer.error, AuthenticationError)
+            and self._credentials.renewable
+        ):
+            await self._credentials.renew(version)
+            self._counters.retries += 1
+            answer = await self._request(task_id, poll, attempts)
+        return answer
+
+    async def _request(self, task_id: str, poll: bool, attempts: _Attempts | None) -> Look | _Attempts:
+        """Make one request when the throttle lets it, and tell the throttle how it went before it lets the next."""
+        throttle = self._throttle
+        probe = await throttle.acquire(poll=poll)
+        clock = asyncio.get_running_loop().time
+        sent = clock()
+        try:
+            self._counters.requests += 1
+            look = await self._transport.fetch(task_id)
+            throttle.answered(clock())
+            if self._budget < self._policy.budget:
+                self._budget += 1
+        except APIError as error:
+            attempts = self._failed(attempts, task_id, error)
+            pause = min(attempts.delay, self._policy.max_retry_after)
+            if isinstance(error, RateLimitError):
+                self._counters.rate_limited += 1
+                throttle.rejected(clock(), sent, pause)
+            elif is_passing(error):
+                throttle.failed(error, clock(), probe=probe)
+                if isinstance(error, ServerError) and error.status_code == 503 and error.retry_after is not None:
+                    throttle.pause(clock(), pause)
+            else:
+                throttle.answered(clock())
+            return attempts
+        else:
+            return look
+        finally:
+            throttle.release(probe=probe)
+
+    def _failed(self, attempts: _Attempts | None, task_id: str, error: APIError) -> _Attempts:
+        """Enter a failure into tenacity's state, which is begun with the first."""
+        if attempts is None:
+            # One tenacity object must not serve two loops at once: a copy for each look that needs one.
+            tenacity = self._tenacity.copy()
+            tenacity.begin()
+            attempts = _Attempts(tenacity, fn=None, args=(task_id,), kwargs={})
+        attempts.error = error.with_traceback(None)
+        attempts.set_exception((type(error), error, None))
+        retry_after = error.retry_after if isinstance(error, APIStatusError) else None
+        attempts.delay = self._policy.wait(attempts) if retry_after is None else retry_after
+        return attempts
+
+    async def _next_delay(self, attempts: _Attempts) -> float | None:
+        """Give the seconds before the next attempt, or None if there is to be none."""
+        error = attempts.error
+        if isinstance(error, APIStatusError):
+            if error.status_code not in self._policy.statuses:
+                return None
+            if error.retry_after is not None and error.retry_after > self._policy.max_retry_after:
+                return None
+        if self._budget < _RETRY_COST:
+            return None
+        return cast("float | None", await cast("AsyncRetrying", attempts.retry_object).iter(attempts))
+
+    async def _sleep(self, seconds: float) -> None:
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_future()
+        await asyncio.wait([self._closing], timeout=seconds)
+        if self._closing.done():
+            raise ClientClosedError("the client was closed")
+
+
+def _always(state: RetryCallState) -> bool:
+    return True
+
+
+def _delay(state: RetryCallState) -> float:
+    return cast("_Attempts", state).delay
+
+
+def _give_up(state: RetryCallState) -> None:
+    """Stand in for tenacity's RetryError, which would wrap the error that the caller is to see."""
+
+
+def _log_retry(state: RetryCallState) -> None:
+    attempts = cast("_Attempts", state)
+    logger.info(
+        "retrying in %.3g s: %s",
+        attempts.delay,
+        attempts.error,
+        extra={"task_id": attempts.error.task_id, "attempt": attempts.attempt_number, "seconds": attempts.delay},
+    )

@@ -1,0 +1,394 @@
+"""One GET in, one answer or one of our errors out: the only module that imports aiohttp's client."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import math
+import platform
+import re
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+from attrs import define
+from yarl import URL
+
+from xai_tasks._credentials import Credentials
+from xai_tasks._errors import (
+    APIConnectionError,
+    APIError,
+    APIResponseValidationError,
+    APITimeoutError,
+    ClientClosedError,
+    ConfigurationError,
+    InvalidTaskIdError,
+    printable,
+    status_error_class,
+)
+from xai_tasks._models import TaskResult, decode_task, parse_json
+from xai_tasks._version import __version__
+
+DEFAULT_BASE_URL = "https://api.mountsea.ai"
+_PATH = "/xai/tasks"
+_MAX_ERROR_BYTES = 64 * 2**10
+"""How much of an error's body is read: far more than any message, far less than a hostile body."""
+
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
+"""aiohttp's own clocks overrun and miss a drip; `asyncio.timeout` around the whole request does neither."""
+
+
+@define
+class Look:
+    """One good answer: the task, and what the answer says beside it."""
+
+    task: TaskResult
+    body: bytes
+    server_time: float | None
+    """Unix seconds of the answer's `Date`, which tells a task's age by the clock that stamped it."""
+    retry_after: float | None
+    """Seconds before which the server doesn't want to be asked again."""
+
+
+class Transport:
+    """Sends requests over one aiohttp session, its own (made on first use) or a borrowed one (never closed)."""
+
+    __slots__ = (
+        "_agent",
+        "_borrowed",
+        "_credentials",
+        "_date",
+        "_max_bytes",
+        "_options",
+        "_prefix",
+        "_secret",
+        "_session",
+        "_timeout",
+        "_version",
+        "closed",
+    )
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        base_url: str,
+        *,
+        session: aiohttp.ClientSession | None,
+        request_timeout: float,
+        max_bytes: int,
+        user_agent: str | None,
+    ) -> None:
+        """Prepare to ask `base_url`, as `check_base_url` gave it; arguments as `TaskClient`'s."""
+        self._credentials = credentials
+        self._prefix = f"{base_url}{_PATH}?taskId="
+        self._session = session
+        self._borrowed = session is not None
+        self._timeout = request_timeout
+        self._max_bytes = max_bytes
+        own = f"xai-tasks/{__version__} aiohttp/{aiohttp.__version__} Python/{platform.python_version()}"
+        self._agent = f"{user_agent} {own}" if user_agent else own
+        self._options: dict[str, Any] = {}
+        self._secret = b""
+        self._version = -1
+        self._date: tuple[str, float | None] = ("", None)
+        self.closed = False
+
+    async def close(self) -> None:
+        """Close the session, if it is our own; requests under way end with `ClientClosedError`."""
+        self.closed = True
+        if self._session is not None and not self._borrowed:
+            await self._session.close()
+
+    async def fetch(self, task_id: str) -> Look:
+        """Ask for one task, once, with the newest key that `Credentials` has.
+
+        Raises:
+            APIError: no usable answer came; the subclass says why.
+            ClientClosedError: the client, or the session it borrowed, is closed.
+            InvalidTaskIdError: the id can't be written into a URL.
+
+        """
+        url = self._url(task_id)
+        session = self._ready()
+        failure: BaseException
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._exchange(session, url, task_id)
+        except TimeoutError:
+            failure = APITimeoutError(f"no whole answer within {self._timeout:g} s", task_id=task_id)
+        except (APIError, asyncio.CancelledError) as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001 -- aiohttp lets errors of other libraries through
+            failure = self._translate(error, task_id)
+        # Frames of aiohttp hold the key: nothing that leaves here may lead to them.
+        failure.__cause__ = failure.__context__ = None
+        try:
+            raise failure.with_traceback(None)
+        finally:
+            del failure  # with its frame in the traceback, each would keep the other alive
+
+    def _url(self, task_id: str) -> URL:
+        try:
+            return URL(self._prefix + quote(task_id, safe=""), encoded=True)
+        except UnicodeEncodeError:
+            pass
+        raise InvalidTaskIdError(f"task id {printable(task_id)!r} holds a lone surrogate and can't be sent")
+
+    def _ready(self) -> aiohttp.ClientSession:
+        """Give the session, with the request's options made for the newest key."""
+        if self.closed:
+            raise ClientClosedError("the client is closed")
+        if self._session is None:
+            self._session = _own_session()
+        elif self._session.closed:
+            raise ClientClosedError("the borrowed session is closed")
+        if self._version != self._credentials.version:
+            self._version = self._credentials.version
+            self._secret = str(self._credentials.key).encode()
+            self._options = self._request_options(self._session)
+        return self._session
+
+    def _request_options(self, session: aiohttp.ClientSession) -> dict[str, Any]:
+        headers = {
+            "Accept": "application/json",
+            "Authorization": f"Bearer {self._credentials.key}",
+            "User-Agent": self._agent,
+        }
+        # Each is said outright, since a borrowed session may have other defaults.
+        options: dict[str, Any] = {
+            "allow_redirects": False,
+            "auto_decompress": True,
+            "headers": headers,
+            "raise_for_status": False,
+            "timeout": _NO_TIMEOUT,
+        }
+        if session.auth is not None or session.trust_env:
+            # aiohttp refuses our header beside the session's own login or one from a netrc file, so it is put in
+            # place after those.
+            authorization = headers.pop("Authorization")
+
+            async def sign(
+                request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+            ) -> aiohttp.ClientResponse:
+                request.headers["Authorization"] = authorization
+                return await handler(request)
+
+            options["middlewares"] = (*(getattr(session, "_middlewares", None) or ()), sign)
+        return options
+
+    async def _exchange(self, session: aiohttp.ClientSession, url: URL, task_id: str) -> Look:
+        response = await session.get(url, **self._options)
+        try:
+            ok = 200 <= response.status < 300
+            body, whole = await _read(response.content, self._max_bytes if ok else _MAX_ERROR_BYTES)
+            if self._secret in body:  # an echo, by accident or malice
+                body = body.replace(self._secret, b"[key]")
+            if not ok:
+                raise self._status_error(response, body, task_id)
+            problem = None if whole else f"the answer is larger than {self._max_bytes} bytes"
+            task = None
+            if problem is None:
+                try:
+                    task = decode_task(body)
+                except ValueError as error:
+                    problem = f"the answer can't be read: {_empty(body) or error}"
+            if task is None:
+                raise APIResponseValidationError(
+                    f"HTTP {response.status}, but {problem}: {_excerpt(body)!r}",
+                    task_id=task_id,
+                    status_code=response.status,
+                    body=_excerpt(body),
+                )
+            headers = response.headers
+            server_time = self._server_time(headers)
+            return Look(task, body, server_time, parse_retry_after(headers, server_time))
+        finally:
+            if not response.content.is_eof():
+                response.close()
+
+    def _server_time(self, headers: Mapping[str, str]) -> float | None:
+        # The same Date stands on all answers of a second: parse it once.
+        text = headers.get("Date")
+        if text is None:
+            return None
+        if text != self._date[0]:
+            self._date = (text, _parse_date(text))
+        return self._date[1]
+
+    def _status_error(self, response: aiohttp.ClientResponse, body: bytes, task_id: str) -> APIError:
+        status = response.status
+        message, trace_id = _explain(body)
+        retry_after = parse_retry_after(response.headers, self._server_time(response.headers))
+        detail = f"HTTP {status}"
+        if message is not None:
+            detail += f": {message}"
+        if trace_id is not None:
+            detail += f" (trace id {trace_id})"
+        if retry_after is not None:
+            detail += f" (retry after {retry_after:g} s)"
+        if 300 <= status < 400:
+            location = response.headers.get("Location", "nowhere").replace(self._secret.decode(), "[key]")
+            detail += f": a redirect to {printable(location)}, which is never followed; check base_url"
+        elif hint := _HINTS.get(status):
+            detail += f"; {hint}"
+        return status_error_class(status)(
+            detail,
+            task_id=task_id,
+            status_code=status,
+            body=_excerpt(body),
+            message=message,
+            trace_id=trace_id,
+            retry_after=retry_after,
+        )
+
+    def _translate(self, error: Exception, task_id: str) -> Exception:
+        if self.closed:
+            return ClientClosedError(f"the client was closed while it asked for task {printable(task_id)!r}")
+        text = str(error.message if isinstance(error, aiohttp.ClientResponseError) else error)
+        text = text.replace(self._secret.decode(), "[key]")
+        return APIConnectionError(
+            f"{type(error).__name__}: {printable(text)}" if text else type(error).__name__, task_id=task_id
+        )
+
+
+_HINTS = {
+    401: "the API key was refused",
+    402: "the account's balance does not allow this request",
+    403: "the API key may not see this task",
+    404: "no such task: check the id, and that the key belongs to the account that made it",
+}
+
+
+def check_base_url(base_url: object, *, allow_insecure_http: bool) -> str:
+    """Give `base_url` without a slash at its end.
+
+    Raises:
+        ConfigurationError: it has no scheme or host, another scheme than https (or http to loopback, or anywhere with
+            `allow_insecure_http`), credentials, a query or a fragment.
+        TypeError: it is no string.
+
+    """
+    if not isinstance(base_url, str):
+        raise TypeError(f"base_url must be a string, not {type(base_url).__name__}")
+    try:
+        url: URL | None = URL(base_url)
+    except ValueError:
+        url = None
+    if url is None or url.scheme not in ("https", "http") or not url.raw_host or not base_url.isprintable():
+        raise ConfigurationError("base_url must be like https://host or https://host/prefix")
+    if url.raw_user is not None or url.raw_password is not None:
+        raise ConfigurationError("base_url must not hold credentials: pass the key as api_key")
+    if url.raw_query_string or url.raw_fragment or base_url.rstrip("/").endswith(("?", "#")):
+        raise ConfigurationError("base_url must not have a query or a fragment")
+    if url.scheme == "http" and not allow_insecure_http and not _is_loopback(url.raw_host):
+        raise ConfigurationError(
+            f"base_url would send the key over plain http to {printable(url.raw_host)}: use https, or pass "
+            "allow_insecure_http=True"
+        )
+    return str(url).rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _own_session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        # No cap of the pool's own: the throttle stands in front of it, outside the request's clock.
+        connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+    )
+
+
+async def _read(content: aiohttp.StreamReader, limit: int) -> tuple[bytes, bool]:
+    """Read at most `limit` bytes of a body, after decompression; False if there were more."""
+    chunks: list[bytes] = []
+    size = 0
+    while chunk := await content.readany():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            return b"".join(chunks)[:limit], False
+    return (chunks[0] if len(chunks) == 1 else b"".join(chunks)), True
+
+
+def _empty(body: bytes) -> str | None:
+    return None if body.strip() else "its body is empty"
+
+
+def _excerpt(body: bytes) -> str:
+    return printable(body[:2000].decode("utf-8", "replace"))
+
+
+def _explain(body: bytes) -> tuple[str | None, str | None]:
+    """Find the server's words and its trace id in the body of an error, whose shape nobody has published."""
+    try:
+        data = parse_json(body)
+    except ValueError:
+        return None, None
+    trace_id = None
+    if isinstance(data, dict):
+        found = data.get("traceId") or data.get("trace_id")
+        trace_id = printable(found) if isinstance(found, str) else None
+    message = _words(data)
+    return (printable(message) if message else None), trace_id
+
+
+def _words(data: Any, depth: int = 4) -> str | None:
+    if isinstance(data, str):
+        return data.strip() or None
+    if depth == 0:
+        return None
+    if isinstance(data, dict):
+        for name in ("message", "error", "errorMessage", "detail", "msg", "title"):
+            if words := _words(data.get(name), depth - 1):
+                return words
+    if isinstance(data, list):
+        return "; ".join(filter(None, (_words(item, depth - 1) for item in data[:5]))) or None
+    return None
+
+
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
+
+
+def parse_retry_after(headers: Mapping[str, str], server_time: float | None) -> float | None:
+    """Give the seconds that an answer asks to wait, or None where it doesn't or where it makes no sense.
+
+    `retry-after-ms` goes before `Retry-After`, which holds seconds or an HTTP date; a date counts from the answer's
+    own `Date` where there is one, so that neither clock needs to be right.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    text = headers.get("Retry-After")
+    seconds = _number(text)
+    if seconds is not None or text is None:
+        return seconds
+    date = _parse_date(text)
+    if date is None:
+        return None
+    delay = date - (time.time() if server_time is None else server_time)
+    return delay if delay >= 0 else None
+
+
+def _number(text: str | None) -> float | None:
+    if text is None or not _NUMBER.fullmatch(text.strip()):
+        return None
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _parse_date(text: str) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError, TypeError, IndexError):  # what the parser raises on garbage
+        return None
