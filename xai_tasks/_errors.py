@@ -250,7 +250,7 @@ class WaitTimeoutError(XaiTasksError, TimeoutError):
     def __init__(
         self,
         task_id: str,
-        timeout: float,  # noqa: ASYNC109 -- a fact told, not a limit set
+        timeout: float,
         last: TaskResult | None = None,
         last_error: APIError | None = None,
     ) -> None:

@@ -219,7 +219,9 @@ def decode_task(body: bytes) -> TaskResult:
         _STATUSES.get(status, TaskStatus.UNKNOWN),
         raw.get("result"),
         _string(raw.get("errorMessage")),
-        error_code if isinstance(error_code, (int, float, str)) and not isinstance(error_code, bool) else None,
+        error_code
+        if isinstance(error_code, (int, float, str)) and not isinstance(error_code, bool)
+        else None,
         _date(raw.get("createdAt")),
         _date(raw.get("finishedAt")),
         _string(raw.get("traceId")),

@@ -19,7 +19,9 @@ from xai_tasks._errors import (
     RateLimitError,
     ServerError,
     is_passing,
+    printable,
 )
+from xai_tasks._models import TaskResult, TaskStatus
 from xai_tasks._policies import RetryPolicy
 from xai_tasks._throttle import Throttle
 from xai_tasks._transport import Look, Transport
@@ -28,6 +30,9 @@ logger = logging.getLogger("xai_tasks")
 
 _RETRY_COST = 5
 """Tokens that a retry takes from the budget; a success gives one back. The proportion is botocore's."""
+
+_MAX_STRANGE = 20
+"""Unknown statuses that are warned of, so that a server that makes them up can't fill log and memory."""
 
 
 @define
@@ -51,7 +56,18 @@ class _Attempts(RetryCallState):
 class Retrying:
     """Makes looks: through the throttle, with retries that all share one budget."""
 
-    __slots__ = ("_budget", "_closing", "_counters", "_credentials", "_policy", "_tenacity", "_throttle", "_transport")
+    __slots__ = (
+        "_budget",
+        "_closing",
+        "_counters",
+        "_credentials",
+        "_id_warned",
+        "_policy",
+        "_strange",
+        "_tenacity",
+        "_throttle",
+        "_transport",
+    )
 
     def __init__(
         self,
@@ -69,6 +85,8 @@ class Retrying:
         self._counters = counters
         self._budget = policy.budget
         self._closing: asyncio.Future[None] | None = None
+        self._id_warned = False
+        self._strange: set[str] = set()
         self._tenacity = AsyncRetrying(
             stop=policy.stop,
             wait=_delay,
@@ -140,18 +158,23 @@ class Retrying:
         try:
             self._counters.requests += 1
             look = await self._transport.fetch(task_id)
+            self._check(look.task, task_id)
             throttle.answered(clock())
             if self._budget < self._policy.budget:
                 self._budget += 1
         except APIError as error:
-            attempts = self._failed(attempts, task_id, error)
+            attempts = self._failed(attempts, error, sent, clock())
             pause = min(attempts.delay, self._policy.max_retry_after)
             if isinstance(error, RateLimitError):
                 self._counters.rate_limited += 1
                 throttle.rejected(clock(), sent, pause)
             elif is_passing(error):
                 throttle.failed(error, clock(), probe=probe)
-                if isinstance(error, ServerError) and error.status_code == 503 and error.retry_after is not None:
+                if (
+                    isinstance(error, ServerError)
+                    and error.status_code == 503
+                    and error.retry_after is not None
+                ):
                     throttle.pause(clock(), pause)
             else:
                 throttle.answered(clock())
@@ -161,15 +184,38 @@ class Retrying:
         finally:
             throttle.release(probe=probe)
 
-    def _failed(self, attempts: _Attempts | None, task_id: str, error: APIError) -> _Attempts:
+    def _check(self, task: TaskResult, task_id: str) -> None:
+        """Warn, once each, of an id that isn't the one asked for and of an unknown status."""
+        if task.task_id != task_id and not self._id_warned:
+            self._id_warned = True
+            logger.warning(
+                "asked for task %r, the server told of %r; further such answers are not logged",
+                printable(task_id),
+                printable(task.task_id),
+                extra={"task_id": task_id},
+            )
+        if task.status is TaskStatus.UNKNOWN:
+            word = printable(str(task.raw.get("status")), 50)
+            if word not in self._strange and len(self._strange) < _MAX_STRANGE:
+                self._strange.add(word)
+                logger.warning(
+                    "task %r has the status %r, which this version does not know",
+                    printable(task_id),
+                    word,
+                    extra={"task_id": task_id, "status": word},
+                )
+
+    def _failed(self, attempts: _Attempts | None, error: APIError, sent: float, now: float) -> _Attempts:
         """Enter a failure into tenacity's state, which is begun with the first."""
         if attempts is None:
             # One tenacity object must not serve two loops at once: a copy for each look that needs one.
             tenacity = self._tenacity.copy()
             tenacity.begin()
-            attempts = _Attempts(tenacity, fn=None, args=(task_id,), kwargs={})
+            attempts = _Attempts(tenacity, fn=None, args=(error.task_id,), kwargs={})
+            attempts.start_time = sent
         attempts.error = error.with_traceback(None)
         attempts.set_exception((type(error), error, None))
+        attempts.outcome_timestamp = now  # by the loop's clock, which in tests may be a made-up one
         retry_after = error.retry_after if isinstance(error, APIStatusError) else None
         attempts.delay = self._policy.wait(attempts) if retry_after is None else retry_after
         return attempts
@@ -212,5 +258,9 @@ def _log_retry(state: RetryCallState) -> None:
         "retrying in %.3g s: %s",
         attempts.delay,
         attempts.error,
-        extra={"task_id": attempts.error.task_id, "attempt": attempts.attempt_number, "seconds": attempts.delay},
+        extra={
+            "task_id": attempts.error.task_id,
+            "attempt": attempts.attempt_number,
+            "seconds": attempts.delay,
+        },
     )

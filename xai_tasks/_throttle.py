@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 
 from xai_tasks._errors import APIError, ClientClosedError
 from xai_tasks._outage import Outage
@@ -72,6 +73,7 @@ class Throttle:
         "_window",
         "closed",
         "in_flight",
+        "on_outage",
         "outage",
         "paused_until",
     )
@@ -88,6 +90,8 @@ class Throttle:
         self._polls_turn = False
         self._timer: asyncio.TimerHandle | None = None
         self.outage = Outage()
+        self.on_outage: Callable[[], None] | None = None
+        """Called when an outage begins."""
         self.paused_until = 0.0
         self.in_flight = 0
         self.closed = False
@@ -140,17 +144,17 @@ class Throttle:
             logger.warning("the outage is over: the server answers again")
             self._window = 1
 
-    def failed(self, error: APIError, now: float, *, probe: bool) -> bool:
-        """Note a passing fault other than 429; True if with it an outage begins."""
-        began = self.outage.failed(error, now, probe=probe)
-        if began:
+    def failed(self, error: APIError, now: float, *, probe: bool) -> None:
+        """Note a passing fault other than 429."""
+        if self.outage.failed(error, now, probe=probe):
             self._window = 1
+            if self.on_outage is not None:
+                self.on_outage()
             logger.warning(
                 "an outage has begun: polls stop but for one probe at a time; last error: %s",
                 error,
                 extra={"task_id": error.task_id},
             )
-        return began
 
     def rejected(self, now: float, sent: float, seconds: float) -> None:
         """Note a 429 to a request that left at `sent`, and pause for `seconds`."""

@@ -37,6 +37,9 @@ _PATH = "/xai/tasks"
 _MAX_ERROR_BYTES = 64 * 2**10
 """How much of an error's body is read: far more than any message, far less than a hostile body."""
 
+_MIN_SECRET = 8
+"""Characters of a key from which on echoes of it are blotted out; a shorter one is a test's, and stands in any text."""
+
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 """aiohttp's own clocks overrun and miss a drip; `asyncio.timeout` around the whole request does neither."""
 
@@ -91,7 +94,7 @@ class Transport:
         own = f"xai-tasks/{__version__} aiohttp/{aiohttp.__version__} Python/{platform.python_version()}"
         self._agent = f"{user_agent} {own}" if user_agent else own
         self._options: dict[str, Any] = {}
-        self._secret = b""
+        self._secret: bytes | None = None
         self._version = -1
         self._date: tuple[str, float | None] = ("", None)
         self.closed = False
@@ -147,7 +150,9 @@ class Transport:
             raise ClientClosedError("the borrowed session is closed")
         if self._version != self._credentials.version:
             self._version = self._credentials.version
-            self._secret = str(self._credentials.key).encode()
+            key = str(self._credentials.key)
+            self._secret = key.encode() if len(key) >= _MIN_SECRET else None
+            del key
             self._options = self._request_options(self._session)
         return self._session
 
@@ -184,7 +189,7 @@ class Transport:
         try:
             ok = 200 <= response.status < 300
             body, whole = await _read(response.content, self._max_bytes if ok else _MAX_ERROR_BYTES)
-            if self._secret in body:  # an echo, by accident or malice
+            if self._secret is not None and self._secret in body:  # an echo, by accident or malice
                 body = body.replace(self._secret, b"[key]")
             if not ok:
                 raise self._status_error(response, body, task_id)
@@ -230,8 +235,8 @@ class Transport:
         if retry_after is not None:
             detail += f" (retry after {retry_after:g} s)"
         if 300 <= status < 400:
-            location = response.headers.get("Location", "nowhere").replace(self._secret.decode(), "[key]")
-            detail += f": a redirect to {printable(location)}, which is never followed; check base_url"
+            location = self._scrub(response.headers.get("Location", "nowhere"))
+            detail += f": a redirect to {location}, which is never followed; check base_url"
         elif hint := _HINTS.get(status):
             detail += f"; {hint}"
         return status_error_class(status)(
@@ -247,11 +252,13 @@ class Transport:
     def _translate(self, error: Exception, task_id: str) -> Exception:
         if self.closed:
             return ClientClosedError(f"the client was closed while it asked for task {printable(task_id)!r}")
-        text = str(error.message if isinstance(error, aiohttp.ClientResponseError) else error)
-        text = text.replace(self._secret.decode(), "[key]")
+        text = self._scrub(str(error.message if isinstance(error, aiohttp.ClientResponseError) else error))
         return APIConnectionError(
-            f"{type(error).__name__}: {printable(text)}" if text else type(error).__name__, task_id=task_id
+            f"{type(error).__name__}: {text}" if text else type(error).__name__, task_id=task_id
         )
+
+    def _scrub(self, text: str) -> str:
+        return printable(text if self._secret is None else text.replace(self._secret.decode(), "[key]"))
 
 
 _HINTS = {

@@ -1,0 +1,67 @@
+"""Wait for Mountsea generation tasks: one or a million, on asyncio."""
+
+from __future__ import annotations
+
+from xai_tasks._adaptive import wait_adaptive
+from xai_tasks._client import TaskClient
+from xai_tasks._errors import (
+    APIConnectionError,
+    APIError,
+    APIResponseValidationError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    ClientClosedError,
+    ConfigurationError,
+    InvalidTaskIdError,
+    NotFoundError,
+    PaymentRequiredError,
+    PermissionDeniedError,
+    RateLimitError,
+    ServerError,
+    TaskCancelledError,
+    TaskError,
+    TaskFailedError,
+    TaskTimedOutError,
+    WaitTimeoutError,
+    XaiTasksError,
+)
+from xai_tasks._models import ClientStats, Outcome, TaskResult, TaskStatus
+from xai_tasks._policies import PollPolicy, RetryPolicy
+from xai_tasks._streams import OutcomeStream
+from xai_tasks._version import __version__
+
+__all__ = [
+    "APIConnectionError",
+    "APIError",
+    "APIResponseValidationError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AuthenticationError",
+    "BadRequestError",
+    "ClientClosedError",
+    "ClientStats",
+    "ConfigurationError",
+    "InvalidTaskIdError",
+    "NotFoundError",
+    "Outcome",
+    "OutcomeStream",
+    "PaymentRequiredError",
+    "PermissionDeniedError",
+    "PollPolicy",
+    "RateLimitError",
+    "RetryPolicy",
+    "ServerError",
+    "TaskCancelledError",
+    "TaskClient",
+    "TaskError",
+    "TaskFailedError",
+    "TaskResult",
+    "TaskStatus",
+    "TaskTimedOutError",
+    "WaitTimeoutError",
+    "XaiTasksError",
+    "__version__",
+    "wait_adaptive",
+]

@@ -1,0 +1,427 @@
+"""The client: what a user holds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterable, Iterable
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypeVar, cast, overload
+
+from xai_tasks._credentials import Credentials, KeySource
+from xai_tasks._entries import Subscriber
+from xai_tasks._errors import ClientClosedError, TaskError, XaiTasksError
+from xai_tasks._models import ClientStats, TaskResult, task_error
+from xai_tasks._policies import PollPolicy, RetryPolicy, check_count, check_seconds
+from xai_tasks._poller import Poller
+from xai_tasks._retrying import Counters, Retrying
+from xai_tasks._streams import OutcomeStream, Watch, check_task_id
+from xai_tasks._throttle import Throttle
+from xai_tasks._transport import DEFAULT_BASE_URL, Transport, check_base_url
+
+if TYPE_CHECKING:
+    import aiohttp
+
+
+P = TypeVar("P", RetryPolicy, PollPolicy)
+
+
+class _FromPolicy(Enum):
+    """The type of `FROM_POLICY`, so that None can mean: no limit."""
+
+    FROM_POLICY = "<policy>"
+
+    def __repr__(self) -> str:
+        return self.value
+
+
+FROM_POLICY: Final = _FromPolicy.FROM_POLICY
+Timeout = float | None | Literal[_FromPolicy.FROM_POLICY]
+
+
+class _Waiter(Subscriber):
+    """One call of `wait`."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float | None) -> None:
+        super().__init__(loop.time(), timeout)
+        # Errors are a result here: as an exception, one that nobody comes to fetch would be complained of.
+        self.future: asyncio.Future[TaskResult | Exception] = loop.create_future()
+
+    def ended(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
+        if not self.future.done():
+            self.future.set_result(cast("TaskResult | Exception", task if error is None else error))
+
+
+class TaskClient:
+    """Asks the API for tasks and waits for them to end.
+
+    Use it as ``async with TaskClient() as client:`` or call `close()` when done. One client serves a whole application: all
+    its waits share one queue, one connection pool, one rate limit. It may be built anywhere, and from its first use on belongs
+    to the event loop of that use.
+
+    Args:
+        api_key: the key, or a function, plain or async, that gives it. A function is called when the key is first needed
+            and again after each 401. None: ``$MOUNTSEA_API_KEY``.
+        base_url: where the API is; a path in it is kept. None: ``$MOUNTSEA_BASE_URL``, else ``https://api.mountsea.ai``.
+        session: an aiohttp session to use instead of one of the client's own; it is never closed.
+        request_timeout: seconds, more than 0, for one HTTP request, from connecting to the last byte. Waiting for a turn
+            under `max_concurrency`, the rate or a pause does not count.
+        retry: how a request is retried; None: ``RetryPolicy()``.
+        poll: how tasks are polled; None: a ``PollPolicy()`` of the client's own, so that what it learns is its own.
+        max_concurrency: requests in flight at most, 1 or more.
+        rate_limit: requests per second at most, more than 0, with bursts of up to one second's worth. None: no limit
+            until the server answers 429; then its limit is found out.
+        max_response_bytes: the largest body taken, in bytes after decompression, 1 or more.
+        allow_insecure_http: whether the key may be sent over plain http to another host than this one.
+        user_agent: put in front of the library's own ``User-Agent``.
+
+    Raises:
+        ConfigurationError: there is no key, or it is malformed; or `base_url` is.
+        ValueError: a number is out of its range.
+        TypeError: an argument is of the wrong type.
+
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_base_url",
+        "_closed",
+        "_counters",
+        "_loop",
+        "_poll",
+        "_poller",
+        "_retrying",
+        "_throttle",
+        "_transport",
+    )
+
+    def __init__(
+        self,
+        api_key: KeySource | None = None,
+        *,
+        base_url: str | None = None,
+        session: aiohttp.ClientSession | None = None,
+        request_timeout: float = 30.0,
+        retry: RetryPolicy | None = None,
+        poll: PollPolicy | None = None,
+        max_concurrency: int = 64,
+        rate_limit: float | None = None,
+        max_response_bytes: int = 16 * 2**20,
+        allow_insecure_http: bool = False,
+        user_agent: str | None = None,
+    ) -> None:
+        credentials = Credentials(api_key)
+        del api_key  # before anything is raised: see Credentials
+        credentials.check()
+        if base_url is None:
+            base_url = os.environ.get("MOUNTSEA_BASE_URL") or DEFAULT_BASE_URL
+        self._base_url = check_base_url(base_url, allow_insecure_http=allow_insecure_http)
+        check_seconds("request_timeout", request_timeout, positive=True)
+        check_count("max_concurrency", max_concurrency, 1)
+        check_count("max_response_bytes", max_response_bytes, 1)
+        if rate_limit is not None:
+            check_seconds("rate_limit", rate_limit, positive=True)
+        retry = _policy("retry", retry, RetryPolicy)
+        self._poll = _policy("poll", poll, PollPolicy)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._counters = Counters()
+        self._transport = Transport(
+            credentials,
+            self._base_url,
+            session=session,
+            request_timeout=request_timeout,
+            max_bytes=max_response_bytes,
+            user_agent=user_agent,
+        )
+        self._throttle = Throttle(max_concurrency, rate_limit)
+        self._retrying = Retrying(self._transport, self._throttle, credentials, retry, self._counters)
+        self._poller = Poller(
+            self._retrying,
+            self._throttle,
+            self._counters,
+            max_workers=max_concurrency,
+            max_pause=retry.max_retry_after,
+        )
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self._poller.waiting} waiting"
+        return f"<TaskClient {self._base_url} {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a TaskClient can't be pickled: it holds a key and connections; make one where it is needed"
+        )
+
+    async def __aenter__(self) -> Self:
+        self._bind()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def get(self, task_id: str) -> TaskResult:
+        """Look at a task once; passing faults are retried as the `RetryPolicy` says.
+
+        Args:
+            task_id: the id that the job's submission returned.
+
+        Returns:
+            the task as it stands, also if it has failed.
+
+        Raises:
+            APIError: there was no usable answer; the subclass says why.
+            InvalidTaskIdError: the id is empty.
+            TypeError: the id is no string.
+            ClientClosedError: the client is closed.
+
+        """
+        check_task_id(task_id)
+        self._bind()
+        return (await self._retrying.look(task_id)).task
+
+    async def wait(
+        self,
+        task_id: str,
+        *,
+        timeout: Timeout = FROM_POLICY,
+        poll: PollPolicy | None = None,
+        check: bool = True,
+    ) -> TaskResult:
+        """Poll a task until it has ended.
+
+        Waits for the same id under the same policy share one poll loop. Cancelling this wait, or its running out of
+        time, cancels nothing on the server.
+
+        Args:
+            task_id: the id that the job's submission returned.
+            timeout: seconds from now, 0 or more; None: no limit. Default: the policy's.
+            poll: another policy than the client's.
+            check: whether a task that ended otherwise than completed is raised as an error.
+
+        Returns:
+            the ended task.
+
+        Raises:
+            TaskError: the task ended otherwise than completed, and `check` is set.
+            WaitTimeoutError: time ran out.
+            APIError: the server refused, or polls failed for `PollPolicy.max_outage` on end.
+            InvalidTaskIdError: the id is empty.
+            ClientClosedError: the client is closed, or was closed meanwhile.
+
+        """
+        check_task_id(task_id)
+        policy, seconds = self._terms(poll, timeout)
+        waiter = _Waiter(self._bind(), seconds)
+        entry = self._poller.subscribe(task_id, policy, waiter)
+        try:
+            answer = await waiter.future
+        except asyncio.CancelledError:
+            if entry is not None:
+                self._poller.leave(entry, waiter)
+            raise
+        error = answer if isinstance(answer, Exception) else task_error(answer, task_id) if check else None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, answer  # with their frame in the traceback, each would keep the other alive
+        return cast("TaskResult", answer)
+
+    def watch(self, task_id: str, *, timeout: Timeout = FROM_POLICY, poll: PollPolicy | None = None) -> Watch:
+        """Iterate over the changes of a task: the first look, each change of status, and last the ended task.
+
+        Leaving the loop early gives the wait up. Changes that come while the loop's body runs are kept.
+
+        Args:
+            task_id: the id that the job's submission returned.
+            timeout: seconds from the first iteration, 0 or more; None: no limit. Default: the policy's.
+            poll: another policy than the client's.
+
+        Returns:
+            an async iterator of `TaskResult`; also an async context manager, with `aclose()`. It raises what
+            `wait` raises, but no `TaskError`.
+
+        Raises:
+            InvalidTaskIdError: the id is empty.
+            ClientClosedError: the client is closed.
+
+        """
+        check_task_id(task_id)
+        policy, seconds = self._terms(poll, timeout)
+        self._check_open()
+        return Watch(self._poller, self._bind, task_id, policy, seconds)
+
+    @overload
+    async def wait_all(
+        self,
+        task_ids: Iterable[str] | AsyncIterable[str],
+        *,
+        timeout: Timeout = ...,
+        poll: PollPolicy | None = ...,
+        check: bool = ...,
+        return_exceptions: Literal[False] = ...,
+    ) -> list[TaskResult]: ...
+
+    @overload
+    async def wait_all(
+        self,
+        task_ids: Iterable[str] | AsyncIterable[str],
+        *,
+        timeout: Timeout = ...,
+        poll: PollPolicy | None = ...,
+        check: bool = ...,
+        return_exceptions: bool,
+    ) -> list[TaskResult | XaiTasksError]: ...
+
+    async def wait_all(
+        self,
+        task_ids: Iterable[str] | AsyncIterable[str],
+        *,
+        timeout: Timeout = FROM_POLICY,
+        poll: PollPolicy | None = None,
+        check: bool = True,
+        return_exceptions: bool = False,
+    ) -> list[TaskResult] | list[TaskResult | XaiTasksError]:
+        """Wait for many tasks; each ends as `wait` would end it.
+
+        Args:
+            task_ids: the ids; all are read, and checked, before the first request.
+            timeout: seconds from now for each wait, 0 or more; None: no limit. Default: the policy's.
+            poll: another policy than the client's.
+            check: whether a task that ended otherwise than completed counts as an error.
+            return_exceptions: whether errors stand in the list, instead of the first one being raised and the other
+                waits being given up.
+
+        Returns:
+            the ended tasks, in the order of `task_ids`.
+
+        Raises:
+            XaiTasksError: what `wait` raises, unless `return_exceptions` is set.
+            InvalidTaskIdError: an id is empty.
+            TypeError: an id is no string.
+
+        """
+        self._check_ids(task_ids)
+        policy, seconds = self._terms(poll, timeout)
+        ids = [i async for i in task_ids] if isinstance(task_ids, AsyncIterable) else list(task_ids)
+        for task_id in ids:
+            check_task_id(task_id)
+        self._bind()
+        results: list[Any] = [None] * len(ids)
+        stream = OutcomeStream(self._poller, self._bind, ids, policy, seconds, max(1, len(ids)), refusals=())
+        async with stream:
+            async for outcome in stream:
+                error = outcome.error
+                if not check and isinstance(error, TaskError):
+                    error = None
+                if error is not None and not return_exceptions:
+                    raise error
+                results[outcome.index] = outcome.task if error is None else error
+        return results
+
+    def as_completed(
+        self,
+        task_ids: Iterable[str] | AsyncIterable[str],
+        *,
+        timeout: Timeout = FROM_POLICY,
+        poll: PollPolicy | None = None,
+        max_pending: int = 10_000,
+    ) -> OutcomeStream:
+        """Wait for any number of tasks and give each one's outcome as it ends.
+
+        Args:
+            task_ids: the ids, from any iterable or async iterable, also one that never ends; pulled as there is room.
+            timeout: seconds for each wait, from when its id is pulled, 0 or more; None: no limit. Default: the policy's.
+            poll: another policy than the client's.
+            max_pending: ids in rotation at most, 1 or more, outcomes not yet taken among them.
+
+        Returns:
+            a stream of `Outcome`; each id pulled comes out of it once.
+
+        Raises:
+            ValueError: `max_pending` or `timeout` is out of range.
+            TypeError: `task_ids` is no iterable, or is a single string.
+            ClientClosedError: the client is closed.
+
+        """
+        self._check_ids(task_ids)
+        policy, seconds = self._terms(poll, timeout)
+        check_count("max_pending", max_pending, 1)
+        self._check_open()
+        return OutcomeStream(self._poller, self._bind, task_ids, policy, seconds, max_pending)
+
+    @property
+    def stats(self) -> ClientStats:
+        """What the client has done so far; a snapshot."""
+        counters = self._counters
+        return ClientStats(
+            requests=counters.requests,
+            retries=counters.retries,
+            polls=counters.polls,
+            rate_limited=counters.rate_limited,
+            waiting=self._poller.waiting,
+            in_flight=self._throttle.in_flight,
+        )
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` has been called."""
+        return self._closed
+
+    async def close(self) -> None:
+        """End every open wait with `ClientClosedError`, and close the session unless it is borrowed. Twice is fine.
+
+        Raises:
+            RuntimeError: the client belongs to another event loop.
+
+        """
+        self._check_loop()
+        self._closed = True
+        self._throttle.close()
+        self._retrying.close()
+        await self._poller.close()
+        await self._transport.close()
+
+    def _bind(self) -> asyncio.AbstractEventLoop:
+        """Belong to the running loop from the first use on."""
+        self._check_open()
+        self._loop = loop = self._check_loop()
+        return loop
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosedError("this TaskClient is closed: make a new one")
+
+    def _check_loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            raise RuntimeError(
+                "this TaskClient belongs to the event loop of its first use, and this is another one: make a client "
+                "for each loop (for each asyncio.run)"
+            )
+        return loop
+
+    def _terms(self, poll: PollPolicy | None, timeout: Timeout) -> tuple[PollPolicy, float | None]:
+        policy = self._poll if poll is None else _policy("poll", poll, PollPolicy)
+        if timeout is FROM_POLICY:
+            return policy, policy.timeout
+        check_seconds("timeout", timeout, optional=True)
+        return policy, timeout
+
+    @staticmethod
+    def _check_ids(task_ids: object) -> None:
+        if isinstance(task_ids, (str, bytes)):
+            raise TypeError("task_ids is a single string: pass a list of ids, or use wait()")
+        if not isinstance(task_ids, (Iterable, AsyncIterable)):
+            raise TypeError(f"task_ids must be an iterable of ids, not {type(task_ids).__name__}")
+
+
+def _policy(name: str, value: P | None, cls: type[P]) -> P:
+    if value is None:
+        return cls()
+    if not isinstance(value, cls):
+        raise TypeError(f"{name} must be a {cls.__name__}, not {type(value).__name__}")
+    return value

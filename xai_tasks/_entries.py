@@ -1,0 +1,166 @@
+"""An id in rotation, and who waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import cast
+
+import tenacity
+
+from xai_tasks._adaptive import wait_adaptive
+from xai_tasks._errors import APIError
+from xai_tasks._models import TaskResult, decode_task
+from xai_tasks._policies import PollPolicy, WaitStrategy
+from xai_tasks._transport import Look
+
+NEVER = math.inf
+
+
+class Subscriber:
+    """Somebody who waits for an id: one call of `wait`, one `watch`, or one place in a bulk stream."""
+
+    __slots__ = ("deadline", "timeout")
+
+    deadline: float
+    """The loop's time at which the wait is given up."""
+    timeout: float
+    """What was asked for, in seconds, as errors tell it."""
+
+    def __init__(self, now: float, timeout: float | None) -> None:
+        """Begin to wait at `now`, for `timeout` seconds or without limit."""
+        self.timeout = NEVER if timeout is None else timeout
+        self.deadline = now + self.timeout
+
+    def looked(self, task: TaskResult | None) -> None:
+        """Hear of each poll after which the wait goes on; None if it failed."""
+
+    def ended(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
+        """Hear, once, how it ended: the ended task, or the error that ended the wait."""
+        raise NotImplementedError
+
+
+class Entry:
+    """One id in rotation."""
+
+    __slots__ = (
+        "body",
+        "due",
+        "error",
+        "failing_since",
+        "lane",
+        "poll_at",
+        "polls",
+        "slept",
+        "started",
+        "subscribers",
+        "task_id",
+        "worker",
+    )
+
+    def __init__(self, task_id: str, lane: Lane, now: float) -> None:
+        self.task_id = task_id
+        self.lane = lane
+        self.subscribers: dict[Subscriber, None] | Subscriber | None = None
+        """One alone, as in bulk, goes without a dict."""
+        self.polls = 0
+        self.started = now
+        self.slept = 0.0
+        self.poll_at = now
+        self.due = NEVER
+        """The key of this entry's item in the heap; items with another are leftovers."""
+        self.worker: asyncio.Task[None] | None = None
+        self.body: bytes | None = None
+        """The last good answer, undecoded, since most are never looked at again."""
+        self.error: APIError | None = None
+        self.failing_since: float | None = None
+
+    def __lt__(self, other: Entry) -> bool:
+        # The heap asks where two are due at the same moment; either may go first.
+        return False
+
+    def all(self) -> list[Subscriber]:
+        """Give the subscribers as a list of their own."""
+        if self.subscribers is None:
+            return []
+        return list(self.subscribers) if isinstance(self.subscribers, dict) else [self.subscribers]
+
+    def add(self, subscriber: Subscriber) -> None:
+        """Add a subscriber."""
+        if self.subscribers is None:
+            self.subscribers = subscriber
+        elif isinstance(self.subscribers, dict):
+            self.subscribers[subscriber] = None
+        else:
+            self.subscribers = {self.subscribers: None, subscriber: None}
+
+    def remove(self, subscriber: Subscriber) -> None:
+        """Remove a subscriber, if it is one."""
+        if isinstance(self.subscribers, dict):
+            self.subscribers.pop(subscriber, None)
+            if not self.subscribers:
+                self.subscribers = None
+        elif self.subscribers is subscriber:
+            self.subscribers = None
+
+    @property
+    def deadline(self) -> float:
+        """When the first of the subscribers gives up."""
+        if isinstance(self.subscribers, dict):
+            return min(subscriber.deadline for subscriber in self.subscribers)
+        return NEVER if self.subscribers is None else self.subscribers.deadline
+
+    def note(self, error: APIError) -> None:
+        """Keep the last error met, for the message if time runs out."""
+        self.error = error
+
+    @property
+    def last(self) -> TaskResult | None:
+        """The last good answer."""
+        return None if self.body is None else decode_task(self.body)
+
+
+class PollState(tenacity.RetryCallState):
+    """tenacity's state of an entry. Kept, it would cost each id 1.5 KB, so each decision makes its own."""
+
+    server_time: float | None = None
+    """Unix seconds, by the server's clock, of the last answer; `wait_adaptive` tells a task's age by it."""
+
+    def __init__(self, entry: Entry, now: float, answer: Look | Exception) -> None:
+        super().__init__(entry.lane.tenacity, fn=None, args=(entry.task_id,), kwargs={})
+        self.attempt_number = entry.polls
+        self.start_time = entry.started
+        self.outcome_timestamp = now
+        self.idle_for = now - entry.started
+        self.outcome = tenacity.Future(entry.polls)
+        if isinstance(answer, Look):
+            self.outcome.set_result(answer.task)
+            self.server_time = answer.server_time
+        else:
+            self.outcome.set_exception(answer)
+
+
+def _goes_on(state: tenacity.RetryCallState) -> bool:
+    outcome = cast("tenacity.Future", state.outcome)
+    return outcome.failed or not outcome.result().done
+
+
+class Lane:
+    """The entries under one policy."""
+
+    __slots__ = ("entries", "learners", "policy", "tenacity")
+
+    def __init__(self, policy: PollPolicy) -> None:
+        self.policy = policy
+        self.entries: dict[str, Entry] = {}
+        self.learners = _learners(policy.wait)
+        self.tenacity = tenacity.Retrying(wait=policy.wait, retry=_goes_on)
+        self.tenacity.begin()
+
+
+def _learners(wait: WaitStrategy) -> list[wait_adaptive]:
+    """Find the strategies that learn, also inside tenacity's sums and chains."""
+    if isinstance(wait, wait_adaptive):
+        return [wait]
+    parts = (*getattr(wait, "wait_funcs", ()), *getattr(wait, "strategies", ()))
+    return [learner for part in parts for learner in _learners(part)]

@@ -1,0 +1,428 @@
+"""The due-time queue: every id that a client waits for, and the few workers that poll them.
+
+An id in rotation is an `Entry`. It rests in a heap until its next poll is due, stands in a line until a worker is
+free, is in flight while a worker asks for it, and then rests again or settles its subscribers. One timer serves them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import heapq
+import logging
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+import tenacity
+
+from xai_tasks._entries import NEVER, Entry, Lane, PollState, Subscriber
+from xai_tasks._errors import (
+    ClientClosedError,
+    WaitTimeoutError,
+    XaiTasksError,
+    is_passing,
+    printable,
+)
+from xai_tasks._models import TaskResult
+from xai_tasks._policies import PollPolicy
+from xai_tasks._retrying import Counters, Retrying
+from xai_tasks._throttle import Throttle
+from xai_tasks._transport import Look
+
+logger = logging.getLogger("xai_tasks")
+
+_MIN_LEFTOVERS = 1000
+"""Below this many, throwing leftovers out isn't worth the reading."""
+
+
+class Poller:
+    """Polls every id that has a subscriber, each under its policy, until it has ended."""
+
+    __slots__ = (
+        "_counters",
+        "_cut",
+        "_heap",
+        "_in_flight",
+        "_landing",
+        "_lanes",
+        "_leftovers",
+        "_line",
+        "_max_pause",
+        "_max_workers",
+        "_retrying",
+        "_sweeper",
+        "_throttle",
+        "_timer",
+        "_workers",
+        "closed",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        retrying: Retrying,
+        throttle: Throttle,
+        counters: Counters,
+        *,
+        max_workers: int,
+        max_pause: float,
+    ) -> None:
+        """Use at most `max_workers` at once; on a good answer, heed a `Retry-After` up to `max_pause` seconds."""
+        self._retrying = retrying
+        self._throttle = throttle
+        self._counters = counters
+        self._max_workers = max_workers
+        self._max_pause = max_pause
+        self._lanes: dict[PollPolicy, Lane] = {}
+        self._heap: list[tuple[float, Entry]] = []
+        self._leftovers = 0
+        self._line: deque[Entry] = deque()
+        self._in_flight: set[Entry] = set()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._cut = NEVER
+        self._timer: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._landing: asyncio.Future[None] | None = None
+        self.waiting = 0
+        self.closed = False
+        throttle.on_outage = self._outage_began
+
+    def subscribe(self, task_id: str, policy: PollPolicy, subscriber: Subscriber) -> Entry | None:
+        """Have `subscriber` told how the task ends; the first look is due at once.
+
+        Joins the poll loop of the same id under the same policy, where there is one, without a look of its own.
+
+        Returns:
+            the entry to `leave`; None if there was no time to wait at all and `subscriber` has been told so.
+
+        """
+        if self.closed:
+            raise ClientClosedError("the client is closed")
+        now = asyncio.get_running_loop().time()
+        if subscriber.deadline <= now:
+            subscriber.ended(task_id, None, WaitTimeoutError(task_id, subscriber.timeout))
+            return None
+        lane = self._lanes.get(policy)
+        if lane is None:
+            lane = self._lanes[policy] = Lane(policy)
+        entry = lane.entries.get(task_id)
+        if entry is None:
+            entry = lane.entries[task_id] = Entry(task_id, lane, now)
+            entry.subscribers = subscriber
+            self.waiting += 1
+            self._line_up(entry)
+            self._dispatch()
+        else:
+            entry.add(subscriber)
+            if entry.due == NEVER:
+                self._cut = min(self._cut, subscriber.deadline)
+            elif subscriber.deadline < entry.due:
+                self._push(entry, subscriber.deadline)
+        self._set_timer()
+        return entry
+
+    def leave(self, entry: Entry, subscriber: Subscriber) -> None:
+        """Let `subscriber` go; with the last one, polling the id stops and a request under way is aborted."""
+        entry.remove(subscriber)
+        if entry.subscribers is None:
+            self._drop(entry)
+
+    def leave_all(self, whose: Callable[[Subscriber], bool]) -> None:
+        """Let every subscriber go for whom `whose` is true."""
+        for entry in self._entries():
+            for subscriber in entry.all():
+                if whose(subscriber):
+                    self.leave(entry, subscriber)
+
+    def unseen(self, whose: Callable[[Subscriber], bool]) -> set[Subscriber]:
+        """Give those for whom `whose` is true and whose id has not been looked at yet."""
+        return {each for entry in self._entries() if not entry.polls for each in entry.all() if whose(each)}
+
+    async def aborted(self) -> None:
+        """Return once no request is under way that nobody waits for any more."""
+        while any(entry.subscribers is None for entry in self._in_flight):
+            if self._landing is None:
+                self._landing = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._landing)
+
+    async def close(self) -> None:
+        """End every wait with `ClientClosedError` and every request made for one."""
+        self.closed = True
+        for entry in self._entries():
+            error = ClientClosedError(
+                f"the client was closed while task {printable(entry.task_id)!r} was waited for"
+            )
+            self._tell(entry, None, error)
+            self._drop(entry)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._workers:
+            await asyncio.wait(self._workers)
+
+    # An entry is in the heap, in the line or in flight.
+
+    def _entries(self) -> list[Entry]:
+        return [entry for lane in self._lanes.values() for entry in lane.entries.values()]
+
+    def _push(self, entry: Entry, when: float) -> None:
+        """Have the timer see to a resting entry at `when`."""
+        if entry.due < NEVER:
+            self._leftovers += 1
+        entry.due = when
+        heapq.heappush(self._heap, (when, entry))
+
+    def _line_up(self, entry: Entry) -> None:
+        self._line.append(entry)
+        self._cut = min(self._cut, entry.deadline)
+
+    def _next(self) -> Entry | None:
+        """Take the entry that is first in the line, or else due."""
+        if not self._line:
+            self._collect()
+        while self._line:
+            entry = self._line.popleft()
+            if entry.subscribers is not None:
+                return entry
+            self._leftovers -= 1
+        return None
+
+    def _collect(self) -> None:
+        """Move what is due from the heap into the line, and end the waits whose time has run out."""
+        now = asyncio.get_running_loop().time()
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            due, entry = heapq.heappop(heap)
+            if entry.due is not due:
+                self._leftovers -= 1
+                continue
+            entry.due = NEVER
+            self._expire(entry, now)
+            if entry.subscribers is None:
+                self._forget(entry)
+            elif entry.poll_at <= now:
+                self._line_up(entry)
+            else:
+                self._push(entry, min(entry.poll_at, entry.deadline))
+        if self._cut <= now:
+            self._cut_short(now)
+
+    def _cut_short(self, now: float) -> None:
+        """End the waits in the line and in flight whose time has run out."""
+        nearest = NEVER
+        for entry in (*self._line, *self._in_flight):
+            if entry.subscribers is not None:
+                self._expire(entry, now)
+                if entry.subscribers is None:
+                    self._drop(entry)
+                else:
+                    nearest = min(nearest, entry.deadline)
+        # A long line isn't read again at once, however near the next deadline: reading costs 0.2 us an entry, so
+        # this is at most a tenth of the loop's time.
+        self._cut = max(nearest, now + 2e-6 * len(self._line))
+
+    def _expire(self, entry: Entry, now: float) -> None:
+        """End the waits for `entry` whose time has run out."""
+        if entry.deadline > now:
+            return
+        last = entry.last
+        for subscriber in entry.all():
+            if subscriber.deadline <= now:
+                entry.remove(subscriber)
+                error = WaitTimeoutError(entry.task_id, subscriber.timeout, last, entry.error)
+                subscriber.ended(entry.task_id, None, error)
+
+    def _forget(self, entry: Entry) -> None:
+        """Take an entry that is in no queue out of rotation."""
+        lane = entry.lane
+        del lane.entries[entry.task_id]
+        if not lane.entries:
+            del self._lanes[lane.policy]
+        self.waiting -= 1
+        if not self.waiting and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _drop(self, entry: Entry) -> None:
+        """Take an entry out of rotation, wherever it is; it is left lying in its queue until that is tidied."""
+        if entry.lane.entries.get(entry.task_id) is not entry:
+            return
+        self._forget(entry)
+        if entry.worker is not None:
+            entry.worker.cancel()
+            return
+        entry.due = NEVER
+        self._leftovers += 1
+        if self._leftovers > _MIN_LEFTOVERS and self._leftovers > (len(self._heap) + len(self._line)) / 2:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        self._heap = [item for item in self._heap if item[1].due is item[0]]
+        heapq.heapify(self._heap)
+        self._line = deque(entry for entry in self._line if entry.subscribers is not None)
+        self._leftovers = 0
+
+    # The timer and the workers.
+
+    def _set_timer(self) -> None:
+        when = min(self._heap[0][0] if self._heap else NEVER, self._cut)
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return  # it comes in time, and sets itself anew
+            self._timer.cancel()
+            self._timer = None
+        if when < NEVER and self.waiting:
+            self._timer = asyncio.get_running_loop().call_at(when, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._collect()
+        self._dispatch()
+        self._set_timer()
+
+    def _dispatch(self) -> None:
+        """Give those in line a worker each, as far as there are any."""
+        while self._line and len(self._workers) < self._max_workers:
+            entry = self._next()
+            if entry is None:
+                return
+            # A context of its own: that of whoever happened to wait first is none of the others' business.
+            worker = asyncio.get_running_loop().create_task(self._work(entry), context=contextvars.Context())
+            self._workers.add(worker)
+            worker.add_done_callback(self._worker_ended)
+            self._take_off(entry, worker)
+
+    def _take_off(self, entry: Entry, worker: asyncio.Task[None]) -> None:
+        entry.worker = worker
+        self._in_flight.add(entry)
+        self._cut = min(self._cut, entry.deadline)
+
+    def _land(self, entry: Entry) -> None:
+        entry.worker = None
+        self._in_flight.discard(entry)
+        if self._landing is not None:
+            self._landing.set_result(None)
+            self._landing = None
+
+    async def _work(self, entry: Entry) -> None:
+        """Poll `entry` and then whatever is due, until nothing is."""
+        worker = cast("asyncio.Task[None]", asyncio.current_task())
+        following: Entry | None = entry
+        while following is not None:
+            entry = following
+            answer: Look | Exception | None = None
+            try:
+                answer = await self._retrying.look(entry.task_id, poll=True, on_error=entry.note)
+            except asyncio.CancelledError:
+                if entry.subscribers is not None:
+                    raise  # by somebody else, and not because everybody left
+                worker.uncancel()
+            except Exception as error:  # noqa: BLE001 -- a key function may raise anything; a subscriber must hear of it
+                answer = error
+            self._land(entry)
+            if entry.subscribers is not None and answer is not None:
+                self._step(entry, answer)
+            following = self._next()
+            if following is not None:
+                self._take_off(following, worker)
+            self._dispatch()
+            self._set_timer()
+
+    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
+        self._workers.discard(worker)
+        for entry in [entry for entry in self._in_flight if entry.worker is worker]:
+            # Cancelled before its first step, or by somebody else.
+            self._land(entry)
+            if entry.subscribers is not None:
+                self._push(entry, entry.poll_at)
+        self._set_timer()
+
+    # What an answer means.
+
+    def _step(self, entry: Entry, answer: Look | Exception) -> None:
+        """Let tenacity decide what follows from an answer: another poll, or the end of the wait."""
+        now = asyncio.get_running_loop().time()
+        entry.polls += 1
+        self._counters.polls += 1
+        if isinstance(answer, Look):
+            entry.failing_since = None
+        elif self._is_final(entry, answer, now):
+            self._end(entry, None, answer)
+            return
+        try:
+            step = entry.lane.tenacity.iter(PollState(entry, now, answer))
+            if isinstance(step, tenacity.DoSleep) and not math.isfinite(step):
+                raise ValueError(f"the wait strategy of the poll policy gave {float(step)} seconds")
+        except Exception as error:  # noqa: BLE001 -- a strategy of the user's may raise anything
+            self._end(entry, None, error)
+            return
+        if isinstance(step, tenacity.DoSleep):
+            self._rest(entry, answer, now, step)
+        else:
+            task = cast("TaskResult", step)
+            for learner in entry.lane.learners:
+                learner.observe(task, waited=now - entry.started, gap=entry.slept)
+            self._end(entry, task, None)
+
+    def _is_final(self, entry: Entry, error: Exception, now: float) -> bool:
+        """Tell whether a failed poll ends the wait, and note since when polls have been failing."""
+        if not is_passing(error):
+            return True
+        if entry.failing_since is None:
+            entry.failing_since = now
+        limit = entry.lane.policy.max_outage
+        return limit is not None and now >= entry.failing_since + limit
+
+    def _rest(self, entry: Entry, answer: Look | Exception, now: float, seconds: float) -> None:
+        """Lay an entry down until its next poll."""
+        entry.slept = max(0.0, seconds)
+        if isinstance(answer, Look):
+            if answer.retry_after is not None:
+                entry.slept = max(entry.slept, min(answer.retry_after, self._max_pause))
+            entry.body = answer.body
+        entry.poll_at = now + entry.slept
+        self._push(entry, min(entry.poll_at, entry.deadline))
+        task = answer.task if isinstance(answer, Look) else None
+        for subscriber in entry.all():
+            subscriber.looked(task)
+        if task is None:
+            self._sweep()
+
+    def _end(self, entry: Entry, task: TaskResult | None, error: Exception | None) -> None:
+        self._forget(entry)
+        self._tell(entry, task, error)
+
+    def _tell(self, entry: Entry, task: TaskResult | None, error: Exception | None) -> None:
+        subscribers = entry.all()
+        entry.subscribers = None
+        for number, subscriber in enumerate(subscribers):
+            # An exception gathers tracebacks where it is raised, so each gets its own.
+            own = copy.copy(error) if number and isinstance(error, XaiTasksError) else error
+            subscriber.ended(entry.task_id, task, own)
+
+    def _outage_began(self) -> None:
+        # Not at once: this is called by a worker, which must not come to cancel itself.
+        asyncio.get_running_loop().call_soon(self._sweep)
+
+    def _sweep(self) -> None:
+        """End the waits that have had enough of an outage, and come back when the next ones will."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        outage = self._throttle.outage
+        if outage.since is None or outage.error is None:
+            return
+        loop = asyncio.get_running_loop()
+        nearest = NEVER
+        for lane in list(self._lanes.values()):
+            until = NEVER if lane.policy.max_outage is None else outage.since + lane.policy.max_outage
+            if until > loop.time():
+                nearest = min(nearest, until)
+                continue
+            for entry in list(lane.entries.values()):
+                self._tell(entry, None, entry.error or outage.error.for_task(entry.task_id))
+                self._drop(entry)
+        if nearest < NEVER:
+            self._sweeper = loop.call_at(nearest, self._sweep)
