@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypeVar, 
 from xai_tasks._credentials import Credentials, KeySource
 from xai_tasks._entries import Subscriber
 from xai_tasks._errors import ClientClosedError, TaskError, XaiTasksError
+from xai_tasks._feeds import check_task_id
 from xai_tasks._models import ClientStats, TaskResult, task_error
 from xai_tasks._policies import PollPolicy, RetryPolicy, check_count, check_seconds
 from xai_tasks._poller import Poller
 from xai_tasks._retrying import Counters, Retrying
-from xai_tasks._streams import OutcomeStream, Watch, check_task_id
+from xai_tasks._streams import OutcomeStream, Watch
 from xai_tasks._throttle import Throttle
 from xai_tasks._transport import DEFAULT_BASE_URL, Transport, check_base_url
 

@@ -208,7 +208,7 @@ def decode_task(body: bytes) -> TaskResult:
     """
     raw = parse_json(body)
     if not isinstance(raw, dict):
-        raise ValueError(f"an object was expected, not {type(raw).__name__}")  # noqa: TRY004 -- one kind of error
+        raise ValueError(f"an object was expected, not {type(raw).__name__}")
     task_id, status = raw.get("taskId"), raw.get("status")
     if not isinstance(task_id, str) or not isinstance(status, str):
         name = "status" if isinstance(task_id, str) else "taskId"

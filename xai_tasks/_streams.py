@@ -2,107 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from typing import Any, Generic, Self, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from typing import Generic, Self, TypeVar
 
-from xai_tasks._entries import Entry, Subscriber
-from xai_tasks._errors import AuthenticationError, InvalidTaskIdError, PermissionDeniedError, XaiTasksError
-from xai_tasks._models import Outcome, TaskResult, task_error
+from xai_tasks._errors import AuthenticationError, PermissionDeniedError
+from xai_tasks._feeds import Bind, BulkFeed, Feed, WatchFeed
+from xai_tasks._models import Outcome, TaskResult
 from xai_tasks._policies import PollPolicy
 from xai_tasks._poller import Poller
 
 T = TypeVar("T")
-
-Bind = Callable[[], asyncio.AbstractEventLoop]
-"""Gives the running loop, once it is sure that the client is open and belongs to it."""
-
-_SLICE = 100
-"""Ids pulled, or outcomes taken, without a wait before others on the loop get a turn: a millisecond or so."""
-
-
-def check_task_id(task_id: object) -> None:
-    """Check an id before anything is done with it.
-
-    Raises:
-        TypeError: it is no string.
-        InvalidTaskIdError: it is empty.
-
-    """
-    if not isinstance(task_id, str):
-        raise TypeError(f"task_id must be a string, not {type(task_id).__name__}")
-    if not task_id:
-        raise InvalidTaskIdError("task_id is empty: pass the taskId that the job's submission returned")
-
-
-class _Feed(Generic[T]):
-    """What works behind a stream. It knows nothing of the stream, which can so be dropped and end the work."""
-
-    __slots__ = ("_bind", "_hungry", "error", "items", "loop", "stopped")
-
-    def __init__(self, bind: Bind) -> None:
-        self._bind = bind
-        self.items: deque[T] = deque()
-        self.error: Exception | None = None
-        """What to raise once the items are taken."""
-        self.stopped = False
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self._hungry: set[asyncio.Future[None]] = set()
-
-    async def next(self) -> T:
-        """Give the next item; raise the error, or StopAsyncIteration, where there will be none."""
-        if self.loop is None and not self.stopped:
-            self.loop = self._bind()
-            self.start()
-        while not self.items:
-            if self.exhausted:
-                self.stop()
-                error, self.error = self.error, None
-                if error is None:
-                    raise StopAsyncIteration
-                try:
-                    raise error
-                finally:
-                    del error
-            hungry = asyncio.get_running_loop().create_future()
-            self._hungry.add(hungry)
-            try:
-                await hungry
-            finally:
-                self._hungry.discard(hungry)
-        return self.items.popleft()
-
-    def wake(self) -> None:
-        """Have those who wait for an item look again."""
-        for hungry in self._hungry:
-            if not hungry.done():
-                hungry.set_result(None)
-
-    def stop(self) -> None:
-        """Give up whatever is under way."""
-        if not self.stopped:
-            self.stopped = True
-            self.items.clear()
-            if self.loop is not None:
-                self.give_up()
-            self.wake()
-
-    async def settled(self) -> None:
-        """Return once what `give_up` ended has come to its end."""
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether no further item will come."""
-        raise NotImplementedError
-
-    def start(self) -> None:
-        """Begin, with the first item asked for."""
-        raise NotImplementedError
-
-    def give_up(self) -> None:
-        """End all that `start` began."""
-        raise NotImplementedError
 
 
 class _Stream(Generic[T]):
@@ -113,9 +22,7 @@ class _Stream(Generic[T]):
 
     __slots__ = ("__weakref__", "_feed", "_poller")
 
-    _feed: _Feed[T]
-
-    def __init__(self, feed: _Feed[T], poller: Poller) -> None:
+    def __init__(self, feed: Feed[T], poller: Poller) -> None:
         self._feed = feed
         self._poller = poller
 
@@ -165,71 +72,6 @@ class _Loop(Generic[T]):
         self._stream._abandon()  # noqa: SLF001 -- one thing in two parts
 
 
-class _Watching(Subscriber):
-    __slots__ = ("feed",)
-
-    def __init__(self, feed: _WatchFeed, now: float, timeout: float | None) -> None:
-        super().__init__(now, timeout)
-        self.feed = feed
-
-    def looked(self, task: TaskResult | None) -> None:
-        if task is not None:
-            self.feed.saw(task)
-
-    def ended(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
-        self.feed.ended(task, error)
-
-
-class _WatchFeed(_Feed[TaskResult]):
-    __slots__ = ("_done", "_entry", "_policy", "_poller", "_status", "_subscriber", "_task_id", "_timeout")
-
-    def __init__(
-        self,
-        poller: Poller,
-        bind: Bind,
-        task_id: str,
-        policy: PollPolicy,
-        timeout: float | None,
-    ) -> None:
-        super().__init__(bind)
-        self._poller = poller
-        self._task_id = task_id
-        self._policy = policy
-        self._timeout = timeout
-        self._status: object = None
-        self._done = False
-        self._entry: Entry | None = None
-
-    @property
-    def exhausted(self) -> bool:
-        return self._done or self.stopped
-
-    def start(self) -> None:
-        self._subscriber = _Watching(self, asyncio.get_running_loop().time(), self._timeout)
-        self._entry = self._poller.subscribe(self._task_id, self._policy, self._subscriber)
-        if self._entry is not None and (last := self._entry.last) is not None:
-            self.saw(last)
-
-    def give_up(self) -> None:
-        if self._entry is not None:
-            self._poller.leave(self._entry, self._subscriber)
-
-    def saw(self, task: TaskResult) -> None:
-        status = task.raw.get("status")  # the server's word, which tells unknown statuses apart
-        if status != self._status:
-            self._status = status
-            self.items.append(task)
-            self.wake()
-
-    def ended(self, task: TaskResult | None, error: Exception | None) -> None:
-        self._entry = None
-        self._done = True
-        self.error = error
-        if task is not None:
-            self.items.append(task)
-        self.wake()
-
-
 class Watch(_Stream[TaskResult]):
     """The changes of one task: an async iterator, also an async context manager; made by `TaskClient.watch`.
 
@@ -246,171 +88,7 @@ class Watch(_Stream[TaskResult]):
         policy: PollPolicy,
         timeout: float | None,
     ) -> None:
-        super().__init__(_WatchFeed(poller, bind, task_id, policy, timeout), poller)
-
-
-class _Place(Subscriber):
-    """One id's place in a bulk stream."""
-
-    __slots__ = ("feed", "index")
-
-    def __init__(self, feed: _BulkFeed, index: int, now: float, timeout: float | None) -> None:
-        super().__init__(now, timeout)
-        self.feed = feed
-        self.index = index
-
-    def looked(self, task: TaskResult | None) -> None:
-        if self.feed.unseen:
-            self.feed.saw(self)
-
-    def ended(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
-        self.feed.ended(self, task_id, task, error)
-
-
-class _BulkFeed(_Feed[Outcome]):
-    __slots__ = (
-        "_max_pending",
-        "_policy",
-        "_poller",
-        "_puller",
-        "_refusals",
-        "_room",
-        "_source",
-        "_source_ended",
-        "_timeout",
-        "failed",
-        "pulled",
-        "succeeded",
-        "unseen",
-    )
-
-    def __init__(
-        self,
-        poller: Poller,
-        bind: Bind,
-        source: Iterable[Any] | AsyncIterable[Any],
-        policy: PollPolicy,
-        timeout: float | None,
-        max_pending: int,
-        refusals: tuple[type[Exception], ...],
-    ) -> None:
-        super().__init__(bind)
-        self._poller = poller
-        self._source = source
-        self._policy = policy
-        self._timeout = timeout
-        self._max_pending = max_pending
-        self._refusals = refusals
-        self._puller: asyncio.Task[None] | None = None
-        self._room: asyncio.Future[None] | None = None
-        self._source_ended = False
-        self.pulled = self.succeeded = self.failed = 0
-        self.unseen: set[Subscriber] = set()
-        """After the source has raised: the ids that still await their first look."""
-
-    @property
-    def pending(self) -> int:
-        return 0 if self.stopped else self.pulled - self.succeeded - self.failed
-
-    @property
-    def exhausted(self) -> bool:
-        if self.stopped or not self._source_ended:
-            return self.stopped
-        return not self.unseen if self.error is not None else not self.pending
-
-    async def next(self) -> Outcome:
-        if (self.succeeded + self.failed) % _SLICE == _SLICE - 1:
-            await asyncio.sleep(0)
-        outcome = await super().next()
-        if outcome.ok:
-            self.succeeded += 1
-        else:
-            self.failed += 1
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
-        return outcome
-
-    def start(self) -> None:
-        self._puller = asyncio.get_running_loop().create_task(self._pull())
-
-    def give_up(self) -> None:
-        if self._puller is not None:
-            self._puller.cancel()
-        self._poller.leave_all(self._is_mine)
-
-    def _is_mine(self, subscriber: Subscriber) -> bool:
-        return isinstance(subscriber, _Place) and subscriber.feed is self
-
-    async def settled(self) -> None:
-        if self._puller is not None:
-            await asyncio.wait([self._puller])
-
-    async def _pull(self) -> None:
-        """Pull ids as there is room, until the source ends."""
-        try:
-            if isinstance(self._source, AsyncIterable):
-                await self._pull_async(self._source)
-            else:
-                for task_id in self._source:
-                    self._admit(task_id)
-                    if self.pulled % _SLICE == 0:
-                        await asyncio.sleep(0)
-                    await self._has_room()
-        except Exception as error:  # noqa: BLE001 -- whatever a source raises goes to who reads the stream
-            self.error = self.error or error
-            self.unseen = self._poller.unseen(self._is_mine)
-        self._source_ended = True
-        self.wake()
-
-    async def _pull_async(self, source: AsyncIterable[Any]) -> None:
-        ids = aiter(source)
-        try:
-            async for task_id in ids:
-                self._admit(task_id)
-                await self._has_room()
-        finally:
-            aclose = getattr(ids, "aclose", None)
-            if aclose is not None:
-                await aclose()
-
-    async def _has_room(self) -> None:
-        while self.pending >= self._max_pending:
-            self._room = asyncio.get_running_loop().create_future()
-            await self._room
-
-    def _admit(self, task_id: object) -> None:
-        index = self.pulled
-        self.pulled += 1
-        try:
-            check_task_id(task_id)
-        except (TypeError, InvalidTaskIdError) as error:
-            self._put(Outcome(repr(task_id), index, error=InvalidTaskIdError(str(error))))
-            return
-        place = _Place(self, index, asyncio.get_running_loop().time(), self._timeout)
-        self._poller.subscribe(str(task_id), self._policy, place)
-
-    def saw(self, place: Subscriber) -> None:
-        self.unseen.discard(place)
-        if not self.unseen:
-            self.wake()
-
-    def ended(self, place: _Place, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
-        self.unseen.discard(place)
-        if task is not None:
-            error = task_error(task, task_id)
-        if error is None or (isinstance(error, XaiTasksError) and not isinstance(error, self._refusals)):
-            self._put(Outcome(task_id, place.index, task, error))
-        elif not self.stopped:
-            # The key was refused: every other id would only meet the same.
-            self.error = error
-            self.unseen.clear()
-            self._source_ended = True
-            self.give_up()
-            self.wake()
-
-    def _put(self, outcome: Outcome) -> None:
-        self.items.append(outcome)
-        self.wake()
+        super().__init__(WatchFeed(poller, bind, task_id, policy, timeout), poller)
 
 
 class OutcomeStream(_Stream[Outcome]):
@@ -425,9 +103,7 @@ class OutcomeStream(_Stream[Outcome]):
 
     """
 
-    __slots__ = ()
-
-    _feed: _BulkFeed
+    __slots__ = ("_bulk",)
 
     def __init__(
         self,
@@ -439,24 +115,25 @@ class OutcomeStream(_Stream[Outcome]):
         max_pending: int,
         refusals: tuple[type[Exception], ...] = (AuthenticationError, PermissionDeniedError),
     ) -> None:
-        super().__init__(_BulkFeed(poller, bind, task_ids, policy, timeout, max_pending, refusals), poller)
+        self._bulk = BulkFeed(poller, bind, task_ids, policy, timeout, max_pending, refusals)
+        super().__init__(self._bulk, poller)
 
     @property
     def pulled(self) -> int:
         """Ids taken from the source so far."""
-        return self._feed.pulled
+        return self._bulk.pulled
 
     @property
     def pending(self) -> int:
         """Ids whose outcome has not been taken yet; 0 once the stream is closed."""
-        return self._feed.pending
+        return self._bulk.pending
 
     @property
     def succeeded(self) -> int:
         """Outcomes taken that are `ok`."""
-        return self._feed.succeeded
+        return self._bulk.succeeded
 
     @property
     def failed(self) -> int:
         """Outcomes taken that are not `ok`."""
-        return self._feed.failed
+        return self._bulk.failed
