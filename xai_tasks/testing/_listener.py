@@ -1,0 +1,90 @@
+"""Listening on loopback: in the running loop, or in a thread with a loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+
+from aiohttp import web
+
+
+class Listener:
+    """
+    A loopback port, and the connections to it.
+
+    Args:
+        handle: answers a request.
+        port: where to listen; 0: a free port, which it then keeps.
+        ssl_context: speak TLS with it.
+
+    """
+
+    __slots__ = ("_handle", "_runner", "_ssl_context", "port")
+
+    def __init__(
+        self,
+        handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        port: int,
+        ssl_context: ssl.SSLContext | None,
+    ) -> None:
+        self._handle = handle
+        self._ssl_context = ssl_context
+        self._runner: web.ServerRunner | None = None
+        self.port = port
+
+    @property
+    def url(self) -> str:
+        """The origin it listens at."""
+        return f"{'http' if self._ssl_context is None else 'https'}://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """
+        Start to listen.
+
+        Raises:
+            RuntimeError: it does already.
+            OSError: the port is taken.
+
+        """
+        if self._runner is not None:
+            raise RuntimeError("the server runs already")
+        # Handlers are cancelled when the client goes, so that no stalled answer outlives its connection.
+        server = web.Server(self._handle, access_log=None, handler_cancellation=True)
+        runner = web.ServerRunner(server, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        # A thousand clients may connect at once; with aiohttp's backlog of 128 some would wait a second or more.
+        site = web.TCPSite(runner, "127.0.0.1", self.port, ssl_context=self._ssl_context, backlog=1024)
+        try:
+            await site.start()
+        except BaseException:
+            await runner.cleanup()
+            raise
+        self.port = site.port
+        self._runner = runner
+
+    async def aclose(self) -> None:
+        """Stop to listen and drop every connection, answered or not. Closing twice is fine."""
+        runner, self._runner = self._runner, None
+        if runner is None:
+            return
+        for connection in runner.server.connections if runner.server else ():
+            if connection.transport is not None:
+                connection.transport.abort()
+        await runner.cleanup()
+
+
+@contextmanager
+def loop_in_thread() -> Generator[asyncio.AbstractEventLoop, None, None]:
+    """Run an event loop in a thread for as long as the context lasts."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="TaskServer", daemon=True)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

@@ -1,0 +1,441 @@
+"""The API on a loopback port, with scripted tasks and faults."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Collection, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from random import Random
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
+from urllib.parse import parse_qsl
+
+from aiohttp import web
+
+from xai_tasks.testing._durations import Duration, constant
+from xai_tasks.testing._faults import Fault, FaultBook, Wire
+from xai_tasks.testing._gate import PATH, Gate, TokenBucket
+from xai_tasks.testing._http import HANG_UP, KEEP_ALIVE, Reply, refusal
+from xai_tasks.testing._lifecycle import Ending, Lifecycle, Step, ending_of, steps_of
+from xai_tasks.testing._listener import Listener, loop_in_thread
+from xai_tasks.testing._log import RequestLog, RequestRecord
+from xai_tasks.testing._tasks import MadeUpTasks, TaskBook
+
+_PLAIN = f"{PATH}?taskId="
+
+
+class ServerOptions(TypedDict, total=False):
+    """The arguments of `TaskServer`, for `TaskServer.in_thread`."""
+
+    api_key: str | Collection[str] | None
+    port: int
+    ssl_context: ssl.SSLContext | None
+    latency: float | Duration
+    log_limit: int | None
+
+
+class TaskServer:
+    """
+    The API on a loopback port: a real HTTP server whose tasks and faults are scripted.
+
+        async with TaskServer() as server:
+            server.add("a", [("pending", 0.1), ("processing", 0.5)], result={"videoUrl": "https://..."})
+            async with TaskClient("test", base_url=server.url) as client:
+                task = await client.wait("a")
+
+    Its clock is `loop.time()` of the loop it runs in, so with a fake clock a ten-minute task takes milliseconds; the
+    dates in answers follow that clock. What a request gets is settled when it comes, in this order: the answer due
+    (401, 429, 422, 404 or the task), then the fault, if there is one for it, that spoils it.
+
+    Where the API's documents are silent, this server chose:
+
+    - An error is `{"statusCode": ..., "message": ..., "error": <the status's phrase>}` as JSON. 404 and 429 also have
+      a `traceId`, 401 a `WWW-Authenticate: Bearer`, 405 (any method but GET) an `Allow`.
+    - No key or a wrong one: 401. No `taskId`, or an empty one: 422. An unknown one, or another path: 404.
+    - Over the limit: 429, with the `Retry-After` that `limit` was given.
+    - A completed task shows `result`, null if it has none; a failed, cancelled or timed out one `errorMessage` and
+      `errorCode` where they were given. `finishedAt` comes with the end, `createdAt` and `traceId` always.
+
+    A server may be closed and started again: it keeps its port, its tasks and their clocks.
+
+    Args:
+        api_key: the bearer key, or keys, that it takes; None: requests need none.
+        port: where to listen; 0: a free port.
+        ssl_context: speak TLS with it; the URL then begins with https.
+        latency: seconds (>= 0) from a request to its answer, or a distribution of them.
+        log_limit: how many of the newest requests to keep in `requests`, for runs of a million; None: all.
+
+    """
+
+    def __init__(
+        self,
+        api_key: str | Collection[str] | None = "test",
+        *,
+        port: int = 0,
+        ssl_context: ssl.SSLContext | None = None,
+        latency: float | Duration = 0.0,
+        log_limit: int | None = None,
+    ) -> None:
+        self._listener = Listener(self._handle, port, ssl_context)
+        self._gate = Gate(api_key)
+        self._tasks = TaskBook()
+        self._faults = FaultBook()
+        self._log = RequestLog(log_limit)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wall = 0.0
+        self._initial = (api_key, latency)
+        self.latency = latency
+
+    async def start(self) -> None:
+        """
+        Start to listen.
+
+        Raises:
+            RuntimeError: it runs already.
+            OSError: the port is taken.
+
+        """
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._wall = time.time() - self._loop.time()
+        await self._listener.start()
+
+    async def aclose(self) -> None:
+        """Stop to listen and drop every connection, answered or not. Closing twice is fine."""
+        await self._listener.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @classmethod
+    @contextmanager
+    def in_thread(cls, **options: Unpack[ServerOptions]) -> Generator[Self, None, None]:
+        """
+        Run a server in a thread and an event loop of its own, for synchronous tests.
+
+            with TaskServer.in_thread() as server:
+                server.add("a", result={})
+
+        Its methods may be called from any thread and `wait_for_requests` from any loop, but for `start` and `aclose`.
+        Its clock is the system's.
+
+        Args:
+            **options: those of `TaskServer`.
+
+        """
+        server = cls(**options)
+        with loop_in_thread() as loop:
+            asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+            try:
+                yield server
+            finally:
+                asyncio.run_coroutine_threadsafe(server.aclose(), loop).result()
+
+    @property
+    def url(self) -> str:
+        """
+        What to give a client as `base_url`, such as `http://127.0.0.1:41234`.
+
+        Raises:
+            RuntimeError: the server was never started, so it has no port yet.
+
+        """
+        if self._loop is None:
+            raise RuntimeError("start the server first: it has no port yet")
+        return self._listener.url
+
+    @property
+    def api_key(self) -> str | Collection[str] | None:
+        """The bearer key, or keys, that it takes; None: requests need none. May be set while it runs."""
+        return self._gate.api_key
+
+    @api_key.setter
+    def api_key(self, api_key: str | Collection[str] | None) -> None:
+        self._gate.api_key = api_key
+
+    @property
+    def latency(self) -> float | Duration:
+        """Seconds from a request to its answer, or a distribution of them. May be set while it runs."""
+        return self._latency
+
+    @latency.setter
+    def latency(self, latency: float | Duration) -> None:
+        self._latency = latency
+        self._delay = latency if callable(latency) else constant(latency) if latency else None
+        self._random = Random(0)
+
+    def add(
+        self,
+        task_id: str,
+        steps: str | Iterable[Step] = (),
+        *,
+        result: Any = None,
+        failed: Ending | None = None,
+        cancelled: Ending | None = None,
+        timeout: Ending | None = None,
+    ) -> str:
+        """
+        Add a task; its clock starts now. An older one of that id is replaced.
+
+            server.add("a", result={"videoUrl": "https://..."})                            # completed already
+            server.add("b", [("pending", 0.1), ("processing", 0.5)], failed=("bad prompt", 40001))
+            server.add("c", "processing", cancelled=True)                                  # until server.advance("c")
+
+        Args:
+            task_id: any string but "".
+            steps: the statuses it goes through before its end, in any order, also ones the API does not know: each a
+                pair of status and seconds (>= 0), where None means until `advance`, as does a status alone.
+            result: what it completes with, as JSON can hold it. It completes if none of the next three is given.
+            failed: it fails: True, the error message, or a pair of error message and error code.
+            cancelled: it is cancelled, in the same forms.
+            timeout: it times out on the server, in the same forms.
+
+        Returns:
+            The id.
+
+        Raises:
+            RuntimeError: the server was never started, so there is no clock yet.
+            ValueError: a step's time is negative, more than one end is given, or the id is empty.
+            TypeError: the result is nothing that JSON can hold.
+
+        """
+        if not task_id:
+            raise ValueError("a task id must not be empty")
+        ending = ending_of(result, failed=failed, cancelled=cancelled, timeout=timeout)
+        self._tasks.add(task_id, Lifecycle(self._now(), steps_of(steps), ending))
+        return task_id
+
+    def add_many(
+        self,
+        n: int,
+        *,
+        duration: Duration,
+        failed: float = 0.0,
+        result: Any = None,
+        prefix: str | None = None,
+        seed: int = 0,
+    ) -> Sequence[str]:
+        """
+        Add `n` made-up tasks; the clock of all of them starts now.
+
+            ids = server.add_many(1_000, duration=lognormal(45, 0.5), failed=0.02)
+
+        Each is pending for a tenth of its time and processing for the rest. They are cheap: 9 bytes each and 8 more
+        for its count of requests.
+
+        Args:
+            n: how many.
+            duration: how long they take, in seconds: `constant`, `uniform` or `lognormal`.
+            failed: the share of them that fails in the end, 0 to 1.
+            result: what those that complete do so with; None: `{"videoUrl": ...}` of a host that does not exist.
+            prefix: ids are this, a hyphen and a number from 0; None: `task1` for the first call, `task2` for the next.
+            seed: the same seed gives the same durations and failures.
+
+        Returns:
+            The ids, as a sequence that makes them when they are asked for.
+
+        Raises:
+            RuntimeError: the server was never started, so there is no clock yet.
+            ValueError: there are made-up tasks of that prefix already.
+
+        """
+        prefix = self._tasks.new_prefix(prefix)
+        tasks = MadeUpTasks(
+            prefix,
+            n,
+            created=self._now(),
+            duration=duration,
+            failed=failed,
+            result=result,
+            random=Random(seed),
+        )
+        self._tasks.add_many(prefix, tasks)
+        return tasks
+
+    def advance(self, task_id: str) -> None:
+        """
+        Begin a task's next step now, or its end if that was the last, whatever time was left.
+
+        Raises:
+            KeyError: there is no such task.
+            ValueError: it has ended.
+
+        """
+        self._tasks.advance(task_id, self._now())
+
+    def ends_at(self, task_id: str) -> float | None:
+        """
+        Say when a task ends or has ended, in seconds of the server's clock.
+
+        Returns:
+            The time; None while a step ahead of it lasts until `advance`.
+
+        Raises:
+            KeyError: there is no such task.
+
+        """
+        return self._tasks.find(task_id).ends_at
+
+    def fault(self, task_id: str | None, *faults: Fault) -> None:
+        """
+        Queue what goes wrong with the next requests, one fault for each.
+
+        Args:
+            task_id: the id whose requests are meant; None: the next requests, whatever the id. A request takes from
+                its own id's queue first.
+            *faults: in the order they happen; `[Fault.status(503)] * 3` is three requests' worth.
+
+        """
+        self._faults.queue(task_id, faults)
+
+    def disturb(self, share: float, *faults: Fault, seed: int = 0) -> None:
+        """
+        Let faults happen at random until it is called again.
+
+            server.disturb(1.0, Fault.status(503))      # an outage
+            server.disturb(0.2, Fault.reset(), Fault.status(502), Fault.truncate())
+            server.disturb(0.0)                         # fair weather
+
+        Args:
+            share: the share of requests, 0 to 1, that get a fault; those with a queued fault get that one.
+            *faults: each as likely as the others.
+            seed: the same seed draws the same faults.
+
+        Raises:
+            ValueError: the share is not within 0 and 1, or there is a share but no fault.
+
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"share must be within 0 and 1, not {share!r}")
+        if share and not faults:
+            raise ValueError("name the faults that are to happen")
+        self._faults.draw_from(share, faults, Random(seed))
+
+    @property
+    def faults_left(self) -> list[Fault]:
+        """The queued faults that no request has met yet: `assert not server.faults_left` ends a good fault test."""
+        return self._faults.left()
+
+    @property
+    def faults_fired(self) -> list[Fault]:
+        """The faults that requests have met, in order, those drawn by `disturb` among them."""
+        return self._faults.fired()
+
+    def limit(self, rate: float | None, burst: int = 1, *, retry_after: float | str | None = 1.0) -> None:
+        """
+        Limit how fast requests are let in, by a token bucket; the others get a 429.
+
+        Args:
+            rate: requests per second over time, > 0; None: no limit any more.
+            burst: requests let in at once, >= 1.
+            retry_after: what a 429's `Retry-After` says: seconds, or a string such as an HTTP date as it is; None: there
+                is no such header.
+
+        Raises:
+            RuntimeError: the server was never started, so there is no clock yet.
+            ValueError: the rate or the burst is out of range.
+
+        """
+        if rate is None:
+            self._gate.bucket = None
+            return
+        if not (rate > 0 and burst >= 1):
+            raise ValueError(f"need rate > 0 and burst >= 1, not {rate!r} and {burst!r}")
+        said = retry_after if isinstance(retry_after, str | None) else f"{retry_after:g}"
+        self._gate.bucket = TokenBucket(rate, burst, self._now(), said)
+
+    @property
+    def requests(self) -> list[RequestRecord]:
+        """The requests seen, oldest first, as many as `log_limit` keeps. HTTP that can't be parsed is not among them."""
+        return self._log.records()
+
+    def count(self, task_id: str | None = None) -> int:
+        """Count the requests seen for an id, known or not; None: all requests."""
+        return self._log.total if task_id is None else self._tasks.count(task_id)
+
+    async def wait_for_requests(self, n: int, task_id: str | None = None) -> None:
+        """
+        Wait until `n` requests have come, counted as `count` does: from the start of the server, or its last `reset`.
+
+        Args:
+            n: how many.
+            task_id: count those for this id alone; None: all.
+
+        """
+        await self._log.wait_until(lambda: self.count(task_id) >= n)
+
+    def reset(self) -> None:
+        """Make it as new: no tasks, faults, limit or log, the key and latency it was made with. It goes on running."""
+        self._tasks.clear()
+        self._faults.clear()
+        self._log.clear()
+        self._gate.bucket = None
+        self.api_key, self.latency = self._initial
+
+    def _now(self) -> float:
+        if self._loop is None:
+            raise RuntimeError("start the server first: its clock is the event loop's")
+        return self._loop.time()
+
+    def _dated(self, moment: float) -> str:
+        # Milliseconds and Z, as JavaScript servers write dates.
+        date = datetime.fromtimestamp(self._wall + moment, UTC)
+        return date.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        task_id = _asked_for(request.raw_path)
+        now = self._now()
+        due = self._due(request, task_id, now)
+        fault = self._faults.take(task_id)
+        if task_id is not None:
+            self._tasks.tick(task_id)
+        status = due.status if fault is None else fault.status_sent(due.status)
+        self._log.add(RequestRecord(task_id, now, request.headers, status))
+        if self._delay is not None:
+            await asyncio.sleep(self._delay(self._random))
+        try:
+            if fault is None:
+                return _answer(request, due)
+            stays = await fault.play(Wire(request, due))
+        except ConnectionError:  # the client went
+            stays = False
+        return KEEP_ALIVE if stays else HANG_UP
+
+    def _due(self, request: web.BaseRequest, task_id: str | None, now: float) -> Reply:
+        if (refused := self._gate.refuse(request, task_id, now)) is not None:
+            return refused
+        if not task_id:
+            return refusal(422, "taskId is required")
+        try:
+            return Reply(200, self._tasks.look(task_id, now, self._dated))
+        except KeyError:
+            return refusal(404, f"There is no task {task_id!r}", task_id=task_id)
+
+
+def _asked_for(target: str) -> str | None:
+    """Give the taskId of a request target, None if it has none."""
+    task_id = target.removeprefix(_PLAIN)
+    # Nearly all ids need no decoding, and this is what a benchmark's requests go through.
+    if task_id is not target and task_id.replace("-", "").isalnum() and task_id.isascii():
+        return task_id
+    pairs = parse_qsl(target.partition("?")[2], keep_blank_values=True)
+    return next((value for name, value in pairs if name == "taskId"), None)
+
+
+def _answer(request: web.BaseRequest, reply: Reply) -> web.StreamResponse:
+    if request.transport is None:
+        return HANG_UP
+    stays = request.keep_alive
+    data = reply.encode(keep_alive=stays)
+    # The answer to a HEAD is one without its body.
+    request.transport.write(data if request.method != "HEAD" else data[: -len(reply.body)])
+    return KEEP_ALIVE if stays else HANG_UP
