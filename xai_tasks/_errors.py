@@ -46,6 +46,7 @@ def printable(text: str, limit: int = 500) -> str:
 
 def _rebuild(cls: type[XaiTasksError], args: tuple[Any, ...], state: dict[str, Any]) -> XaiTasksError:
     error = cls.__new__(cls, *args)
+    error.args = args  # OSError, a base of the timeouts, would have set them in its __init__ only
     error.__dict__.update(state)
     return error
 
@@ -254,7 +255,7 @@ class WaitTimeoutError(XaiTasksError, TimeoutError):
         last: TaskResult | None = None,
         last_error: APIError | None = None,
     ) -> None:
-        super().__init__(task_id, timeout)
+        super().__init__(task_id)  # nothing more: OSError would take two arguments for errno and strerror
         self.task_id = task_id
         self.timeout = timeout
         self.last = last
