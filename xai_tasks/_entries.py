@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import cast
 
 import tenacity
 
@@ -140,9 +139,8 @@ class PollState(tenacity.RetryCallState):
             self.outcome.set_exception(answer)
 
 
-def _goes_on(state: tenacity.RetryCallState) -> bool:
-    outcome = cast("tenacity.Future", state.outcome)
-    return outcome.failed or not outcome.result().done
+def _always(state: tenacity.RetryCallState) -> bool:
+    return True
 
 
 class Lane:
@@ -154,7 +152,7 @@ class Lane:
         self.policy = policy
         self.entries: dict[str, Entry] = {}
         self.learners = _learners(policy.wait)
-        self.tenacity = tenacity.Retrying(wait=policy.wait, retry=_goes_on)
+        self.tenacity = tenacity.Retrying(wait=policy.wait, retry=_always)
         self.tenacity.begin()
 
 

@@ -16,8 +16,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
-import tenacity
-
 from xai_tasks._entries import NEVER, Entry, Lane, PollState, Subscriber
 from xai_tasks._errors import (
     ClientClosedError,
@@ -342,29 +340,28 @@ class Poller:
     # What an answer means.
 
     def _step(self, entry: Entry, answer: Look | Exception) -> None:
-        """Let tenacity decide what follows from an answer: another poll, or the end of the wait."""
+        """Do what follows from an answer: end the wait, or let tenacity say when the next poll is."""
         now = asyncio.get_running_loop().time()
         entry.polls += 1
         self._counters.polls += 1
         if isinstance(answer, Look):
             entry.failing_since = None
+            if answer.task.done:
+                for learner in entry.lane.learners:
+                    learner.observe(answer.task, waited=now - entry.started, gap=entry.slept)
+                self._end(entry, answer.task, None)
+                return
         elif self._is_final(entry, answer, now):
             self._end(entry, None, answer)
             return
         try:
-            step = entry.lane.tenacity.iter(PollState(entry, now, answer))
-            if isinstance(step, tenacity.DoSleep) and not math.isfinite(step):
-                raise ValueError(f"the wait strategy of the poll policy gave {float(step)} seconds")
+            seconds = float(cast("tenacity.DoSleep", entry.lane.tenacity.iter(PollState(entry, now, answer))))
+            if not math.isfinite(seconds):
+                raise ValueError(f"the wait strategy of the poll policy gave {seconds} seconds")
         except Exception as error:  # noqa: BLE001 -- a strategy of the user's may raise anything
             self._end(entry, None, error)
             return
-        if isinstance(step, tenacity.DoSleep):
-            self._rest(entry, answer, now, step)
-        else:
-            task = cast("TaskResult", step)
-            for learner in entry.lane.learners:
-                learner.observe(task, waited=now - entry.started, gap=entry.slept)
-            self._end(entry, task, None)
+        self._rest(entry, answer, now, seconds)
 
     def _is_final(self, entry: Entry, error: Exception, now: float) -> bool:
         """Tell whether a failed poll ends the wait, and note since when polls have been failing."""
