@@ -355,7 +355,7 @@ class Poller:
             self._end(entry, None, answer)
             return
         try:
-            seconds = float(cast("tenacity.DoSleep", entry.lane.tenacity.iter(PollState(entry, now, answer))))
+            seconds = float(cast("float", entry.lane.tenacity.iter(PollState(entry, now, answer))))
             if not math.isfinite(seconds):
                 raise ValueError(f"the wait strategy of the poll policy gave {seconds} seconds")
         except Exception as error:  # noqa: BLE001 -- a strategy of the user's may raise anything
