@@ -1,0 +1,1 @@
+"""The command line: over public names only, and imported by nobody but `__main__`."""
