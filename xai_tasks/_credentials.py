@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import inspect
 import os
+import re
 from collections.abc import Awaitable, Callable
+from urllib.parse import unquote
 
 from xai_tasks._errors import ConfigurationError
 
@@ -24,6 +27,41 @@ def _problem(key: object) -> str | None:
     if not key.isprintable():
         return "holds a control character, perhaps a line break at its end"
     return None
+
+
+_MIN_SECRET = 8
+"""Characters of a key from which on echoes of it are blotted out; a shorter one is a test's, and stands in any text."""
+
+_JSON_ESCAPE = re.compile(r"""\\u00([0-7][0-9a-fA-F])|\\(["/\\])""")
+
+
+def _without_json_escapes(text: str) -> str:
+    return _JSON_ESCAPE.sub(lambda match: chr(int(match[1], 16)) if match[1] else match[2], text)
+
+
+class Redactor:
+    """Blots a key out of what a server wrote, where it echoes it by accident or malice."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: str | None) -> None:
+        """Look for `key`; for None, and for a short one, nothing is blotted out."""
+        self._key = key if key is not None and len(key) >= _MIN_SECRET else None
+
+    def body(self, body: bytes) -> bytes:
+        """Give an answer's body without the key as it is."""
+        if self._key is not None and self._key.encode() in body:
+            return body.replace(self._key.encode(), b"[key]")
+        return body
+
+    def text(self, text: str) -> str:
+        """Give a text without the key, be it as it is or escaped for JSON, a URL or HTML."""
+        if self._key is not None:
+            for decode in (str, _without_json_escapes, unquote, html.unescape):
+                plain = decode(text)
+                if self._key in plain:
+                    text = plain.replace(self._key, "[key]")
+        return text
 
 
 class Credentials:

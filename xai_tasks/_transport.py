@@ -9,15 +9,16 @@ import platform
 import re
 import time
 from collections.abc import Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
-from attrs import define
+from attrs import define, frozen
 from yarl import URL
 
-from xai_tasks._credentials import Credentials
+from xai_tasks._credentials import Credentials, Redactor
 from xai_tasks._errors import (
     APIConnectionError,
     APIError,
@@ -37,8 +38,8 @@ _PATH = "/xai/tasks"
 _MAX_ERROR_BYTES = 64 * 2**10
 """How much of an error's body is read: far more than any message, far less than a hostile body."""
 
-_MIN_SECRET = 8
-"""Characters of a key from which on echoes of it are blotted out; a shorter one is a test's, and stands in any text."""
+_MAX_EXCERPT_BYTES = 2**14
+"""How much of a body is searched for what of it to show: a long key, all of it escaped, fits in."""
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 """aiohttp's own clocks overrun and miss a drip; `asyncio.timeout` around the whole request does neither."""
@@ -56,6 +57,14 @@ class Look:
     """Seconds before which the server doesn't want to be asked again."""
 
 
+@frozen(repr=False)
+class _Signature:
+    """What one key makes of a request, and what keeps it out of what we tell of the answer."""
+
+    options: dict[str, Any]
+    redactor: Redactor
+
+
 class Transport:
     """Sends requests over one aiohttp session, its own (made on first use) or a borrowed one (never closed)."""
 
@@ -65,10 +74,9 @@ class Transport:
         "_credentials",
         "_date",
         "_max_bytes",
-        "_options",
         "_prefix",
-        "_secret",
         "_session",
+        "_signature",
         "_timeout",
         "_version",
         "closed",
@@ -84,7 +92,19 @@ class Transport:
         max_bytes: int,
         user_agent: str | None,
     ) -> None:
-        """Prepare to ask `base_url`, as `check_base_url` gave it; arguments as `TaskClient`'s."""
+        """Prepare to ask `base_url`, as `check_base_url` gave it; arguments as `TaskClient`'s.
+
+        Raises:
+            TypeError: `session` is no `aiohttp.ClientSession`, or `user_agent` no string.
+            ValueError: `user_agent` can't be a header's value.
+
+        """
+        if session is not None and not isinstance(session, aiohttp.ClientSession):
+            raise TypeError(f"session must be an aiohttp.ClientSession, not {type(session).__name__}")
+        if user_agent is not None and not isinstance(user_agent, str):
+            raise TypeError(f"user_agent must be a string, not {type(user_agent).__name__}")
+        if user_agent is not None and not (user_agent.isascii() and user_agent.isprintable()):
+            raise ValueError(f"user_agent must be printable ASCII, not {user_agent!r}")
         self._credentials = credentials
         self._prefix = f"{base_url}{_PATH}?taskId="
         self._session = session
@@ -93,8 +113,7 @@ class Transport:
         self._max_bytes = max_bytes
         own = f"xai-tasks/{__version__} aiohttp/{aiohttp.__version__} Python/{platform.python_version()}"
         self._agent = f"{user_agent} {own}" if user_agent else own
-        self._options: dict[str, Any] = {}
-        self._secret: bytes | None = None
+        self._signature = _Signature({}, Redactor(None))
         self._version = -1
         self._date: tuple[str, float | None] = ("", None)
         self.closed = False
@@ -115,17 +134,21 @@ class Transport:
 
         """
         url = self._url(task_id)
-        session = self._ready()
+        session, signature = self._ready()
         failure: BaseException
+        clock = asyncio.timeout(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout):
-                return await self._exchange(session, url, task_id)
-        except TimeoutError:
-            failure = APITimeoutError(f"no whole answer within {self._timeout:g} s", task_id=task_id)
-        except (APIError, asyncio.CancelledError) as error:
+            async with clock:
+                return await self._exchange(session, signature, url, task_id)
+        except APIError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 -- aiohttp lets errors of other libraries through
-            failure = self._translate(error, task_id)
+            if isinstance(error, TimeoutError) and clock.expired():  # not the network's own ETIMEDOUT
+                failure = APITimeoutError(f"no whole answer within {self._timeout:g} s", task_id=task_id)
+            else:
+                failure = self._translate(error, signature.redactor, task_id)
+        except BaseException as error:  # noqa: BLE001 -- cancellation, Ctrl-C: raised again below
+            failure = error
         # Frames of aiohttp hold the key: nothing that leaves here may lead to them.
         failure.__cause__ = failure.__context__ = None
         try:
@@ -140,8 +163,8 @@ class Transport:
             pass
         raise InvalidTaskIdError(f"task id {printable(task_id)!r} holds a lone surrogate and can't be sent")
 
-    def _ready(self) -> aiohttp.ClientSession:
-        """Give the session, with the request's options made for the newest key."""
+    def _ready(self) -> tuple[aiohttp.ClientSession, _Signature]:
+        """Give the session, and what the newest key makes of a request."""
         if self.closed:
             raise ClientClosedError("the client is closed")
         if self._session is None:
@@ -150,11 +173,9 @@ class Transport:
             raise ClientClosedError("the borrowed session is closed")
         if self._version != self._credentials.version:
             self._version = self._credentials.version
-            key = str(self._credentials.key)
-            self._secret = key.encode() if len(key) >= _MIN_SECRET else None
-            del key
-            self._options = self._request_options(self._session)
-        return self._session
+            redactor = Redactor(self._credentials.key)
+            self._signature = _Signature(self._request_options(self._session), redactor)
+        return self._session, self._signature
 
     def _request_options(self, session: aiohttp.ClientSession) -> dict[str, Any]:
         headers = {
@@ -184,15 +205,17 @@ class Transport:
             options["middlewares"] = (*(getattr(session, "_middlewares", None) or ()), sign)
         return options
 
-    async def _exchange(self, session: aiohttp.ClientSession, url: URL, task_id: str) -> Look:
-        response = await session.get(url, **self._options)
+    async def _exchange(
+        self, session: aiohttp.ClientSession, signature: _Signature, url: URL, task_id: str
+    ) -> Look:
+        redactor = signature.redactor
+        response = await session.get(url, **signature.options)
         try:
             ok = 200 <= response.status < 300
             body, whole = await _read(response.content, self._max_bytes if ok else _MAX_ERROR_BYTES)
-            if self._secret is not None and self._secret in body:  # an echo, by accident or malice
-                body = body.replace(self._secret, b"[key]")
+            body = redactor.body(body)
             if not ok:
-                raise self._status_error(response, body, task_id)
+                raise self._status_error(response, body, redactor, task_id)
             problem = None if whole else f"the answer is larger than {self._max_bytes} bytes"
             task = None
             if problem is None:
@@ -201,11 +224,12 @@ class Transport:
                 except ValueError as error:
                     problem = f"the answer can't be read: {_empty(body) or error}"
             if task is None:
+                excerpt = _excerpt(body, redactor)
                 raise APIResponseValidationError(
-                    f"HTTP {response.status}, but {problem}: {_excerpt(body)!r}",
+                    f"HTTP {response.status}, but {problem}: {excerpt!r}",
                     task_id=task_id,
                     status_code=response.status,
-                    body=_excerpt(body),
+                    body=excerpt,
                 )
             headers = response.headers
             server_time = self._server_time(headers)
@@ -223,9 +247,11 @@ class Transport:
             self._date = (text, _parse_date(text))
         return self._date[1]
 
-    def _status_error(self, response: aiohttp.ClientResponse, body: bytes, task_id: str) -> APIError:
+    def _status_error(
+        self, response: aiohttp.ClientResponse, body: bytes, redactor: Redactor, task_id: str
+    ) -> APIError:
         status = response.status
-        message, trace_id = _explain(body)
+        message, trace_id = (text and printable(redactor.text(text)) for text in _explain(body))
         retry_after = parse_retry_after(response.headers, self._server_time(response.headers))
         detail = f"HTTP {status}"
         if message is not None:
@@ -235,7 +261,7 @@ class Transport:
         if retry_after is not None:
             detail += f" (retry after {retry_after:g} s)"
         if 300 <= status < 400:
-            location = self._scrub(response.headers.get("Location", "nowhere"))
+            location = printable(redactor.text(response.headers.get("Location", "nowhere")))
             detail += f": a redirect to {location}, which is never followed; check base_url"
         elif hint := _HINTS.get(status):
             detail += f"; {hint}"
@@ -243,22 +269,20 @@ class Transport:
             detail,
             task_id=task_id,
             status_code=status,
-            body=_excerpt(body),
+            body=_excerpt(body, redactor),
             message=message,
             trace_id=trace_id,
             retry_after=retry_after,
         )
 
-    def _translate(self, error: Exception, task_id: str) -> Exception:
+    def _translate(self, error: Exception, redactor: Redactor, task_id: str) -> Exception:
         if self.closed:
             return ClientClosedError(f"the client was closed while it asked for task {printable(task_id)!r}")
-        text = self._scrub(str(error.message if isinstance(error, aiohttp.ClientResponseError) else error))
+        text = str(error.message if isinstance(error, aiohttp.ClientResponseError) else error)
+        text = printable(redactor.text(text))
         return APIConnectionError(
             f"{type(error).__name__}: {text}" if text else type(error).__name__, task_id=task_id
         )
-
-    def _scrub(self, text: str) -> str:
-        return printable(text if self._secret is None else text.replace(self._secret.decode(), "[key]"))
 
 
 _HINTS = {
@@ -281,10 +305,10 @@ def check_base_url(base_url: object, *, allow_insecure_http: bool) -> str:
     if not isinstance(base_url, str):
         raise TypeError(f"base_url must be a string, not {type(base_url).__name__}")
     try:
-        url: URL | None = URL(base_url)
+        url = URL(base_url) if base_url.isprintable() and " " not in base_url else None
     except ValueError:
         url = None
-    if url is None or url.scheme not in ("https", "http") or not url.raw_host or not base_url.isprintable():
+    if url is None or url.scheme not in ("https", "http") or not url.raw_host:
         raise ConfigurationError("base_url must be like https://host or https://host/prefix")
     if url.raw_user is not None or url.raw_password is not None:
         raise ConfigurationError("base_url must not hold credentials: pass the key as api_key")
@@ -332,8 +356,8 @@ def _empty(body: bytes) -> str | None:
     return None if body.strip() else "its body is empty"
 
 
-def _excerpt(body: bytes) -> str:
-    return printable(body[:2000].decode("utf-8", "replace"))
+def _excerpt(body: bytes, redactor: Redactor) -> str:
+    return printable(redactor.text(body[:_MAX_EXCERPT_BYTES].decode("utf-8", "replace")))
 
 
 def _explain(body: bytes) -> tuple[str | None, str | None]:
@@ -345,9 +369,8 @@ def _explain(body: bytes) -> tuple[str | None, str | None]:
     trace_id = None
     if isinstance(data, dict):
         found = data.get("traceId") or data.get("trace_id")
-        trace_id = printable(found) if isinstance(found, str) else None
-    message = _words(data)
-    return (printable(message) if message else None), trace_id
+        trace_id = found if isinstance(found, str) else None
+    return _words(data), trace_id
 
 
 def _words(data: Any, depth: int = 4) -> str | None:
@@ -396,6 +419,8 @@ def _number(text: str | None) -> float | None:
 
 def _parse_date(text: str) -> float | None:
     try:
-        return parsedate_to_datetime(text).timestamp()
+        date = parsedate_to_datetime(text)
+        # An HTTP date is in UTC, also in the old form that does not say so.
+        return (date.replace(tzinfo=UTC) if date.tzinfo is None else date).timestamp()
     except (ValueError, OverflowError, TypeError, IndexError):  # what the parser raises on garbage
         return None
