@@ -31,7 +31,7 @@ class Reply:
         """
         lines = [f"HTTP/1.1 {self.status} {responses.get(self.status, '')}"]
         lines += [f"{name}: {value}" for name, value in self.headers]
-        if self.status >= 200 and self.status not in {204, 304}:  # the ones that have no body by definition
+        if not self._bodiless:
             lines.append(framing or f"Content-Length: {len(self.body)}")
         if not keep_alive:
             lines.append("Connection: close")
@@ -39,7 +39,13 @@ class Reply:
 
     def encode(self, *, keep_alive: bool = True) -> bytes:
         """Give the whole answer."""
-        return self.head(keep_alive=keep_alive) + self.body
+        head = self.head(keep_alive=keep_alive)
+        return head if self._bodiless else head + self.body
+
+    @property
+    def _bodiless(self) -> bool:
+        # By definition of the status: what came after it would be taken for the next answer.
+        return self.status < 200 or self.status in {204, 304}
 
 
 def refusal(

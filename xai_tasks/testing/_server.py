@@ -405,7 +405,7 @@ class TaskServer:
         try:
             if fault is None:
                 return _answer(request, due)
-            stays = await fault.play(Wire(request, due))
+            stays = await fault.play(Wire(request, due)) and request.keep_alive
         except ConnectionError:  # the client went
             stays = False
         return KEEP_ALIVE if stays else HANG_UP
