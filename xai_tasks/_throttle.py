@@ -14,6 +14,9 @@ from xai_tasks._rate_finder import RateFinder
 
 logger = logging.getLogger("xai_tasks")
 
+_GROWTH = 0.05
+"""Seconds in which requests in flight grow by one, after a pause or an outage, even if none is answered."""
+
 Queue = OrderedDict[asyncio.Future[bool], None]
 
 
@@ -58,13 +61,14 @@ class Throttle:
 
     Looks for `get` and polls for waits stand in a queue each and go in turns, first come first served. A pause is
     a point in time and not something to be lifted, so nobody can forget to lift it. After a pause or an outage,
-    requests in flight start from one and grow by one with each answer, so that a server that has just come back isn't
-    met by all of them at once.
+    requests in flight start from one and grow by one with each answer, and with time lest a stalled one holds up the
+    others, so that a server that has just come back isn't met by all of them at once.
     """
 
     __slots__ = (
         "_bucket",
         "_finder",
+        "_grown",
         "_limit",
         "_looks",
         "_polls",
@@ -82,6 +86,7 @@ class Throttle:
         """Arguments as `TaskClient`'s; with `rate_limit` None, the server's limit is found out from its 429s."""
         self._limit = max_concurrency
         self._window = max_concurrency
+        self._grown = 0.0
         self._finder = RateFinder() if rate_limit is None else None
         rate = math.inf if rate_limit is None else rate_limit
         self._bucket = Bucket(rate, max(1.0, rate))
@@ -142,12 +147,11 @@ class Throttle:
             self._finder.accepted(now)
         if self.outage.answered():
             logger.warning("the outage is over: the server answers again")
-            self._window = 1
+            self._start_slowly(now)
 
     def failed(self, error: APIError, now: float, *, probe: bool) -> None:
         """Note a passing fault other than 429."""
         if self.outage.failed(error, now, probe=probe):
-            self._window = 1
             if self.on_outage is not None:
                 self.on_outage()
             logger.warning(
@@ -172,7 +176,7 @@ class Throttle:
         if now >= self.paused_until:
             logger.info("the server asks for a pause of %.3g s", seconds, extra={"seconds": seconds})
         self.paused_until = until
-        self._window = 1
+        self._start_slowly(until)
         self._bucket.empty(until)
 
     def close(self) -> None:
@@ -193,16 +197,28 @@ class Throttle:
             self.outage.probing = True
         return probe
 
+    def _start_slowly(self, when: float) -> None:
+        """Have requests in flight grow anew, from `when` on."""
+        self._window = 1
+        self._grown = when
+
     def _delay(self, now: float) -> float:
         """Give the seconds until a request may leave; infinity where that takes a `release`."""
-        if self.in_flight >= self._window:
-            return math.inf
         if now < self.paused_until:
             return self.paused_until - now
+        if self._window < self._limit and (grown := int((now - self._grown) / _GROWTH)) > 0:
+            self._window = min(self._window + grown, self._limit)
+            self._grown += grown * _GROWTH
+        if self.in_flight >= self._window:
+            return math.inf if self._window == self._limit else self._grown + _GROWTH - now
         if self._finder is not None:
             self._bucket.rate = self._finder.pace(now)
             self._bucket.burst = self._finder.burst
         return self._bucket.delay(now)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self._admit()
 
     def _admit(self) -> None:
         """Let go whoever may, and set the timer for the next one who will."""
@@ -224,9 +240,12 @@ class Throttle:
         self._disarm()
 
     def _arm(self, when: float) -> None:
-        self._disarm()
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return  # it comes in time, and sets itself anew
+            self._disarm()
         if when < math.inf:
-            self._timer = asyncio.get_running_loop().call_at(when, self._admit)
+            self._timer = asyncio.get_running_loop().call_at(when, self._on_time)
 
     def _disarm(self) -> None:
         if self._timer is not None:
