@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
-from attrs import define, frozen
+from attrs import define, field, frozen
 from yarl import URL
 
 from xai_tasks._credentials import Credentials, Redactor
@@ -57,12 +57,15 @@ class Look:
     """Seconds before which the server doesn't want to be asked again."""
 
 
-@frozen(repr=False)
+@frozen
 class _Signature:
-    """What one key makes of a request, and what keeps it out of what we tell of the answer."""
+    """What one key makes of a request, and what keeps it out of what we tell of the answer.
 
-    options: dict[str, Any]
-    redactor: Redactor
+    Its `repr` shows neither, and neither do printers of tracebacks that read attrs fields one by one, as rich does.
+    """
+
+    options: dict[str, Any] = field(repr=False)
+    redactor: Redactor = field(repr=False)
 
 
 class Transport:
@@ -260,8 +263,9 @@ class Transport:
             detail += f" (trace id {trace_id})"
         if retry_after is not None:
             detail += f" (retry after {retry_after:g} s)"
-        if 300 <= status < 400:
-            location = printable(redactor.text(response.headers.get("Location", "nowhere")))
+        location = response.headers.get("Location")
+        if 300 <= status < 400 and location is not None:
+            location = printable(redactor.text(location))
             detail += f": a redirect to {location}, which is never followed; check base_url"
         elif hint := _HINTS.get(status):
             detail += f"; {hint}"
