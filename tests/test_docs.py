@@ -1,0 +1,40 @@
+"""Every Python block of README and docs runs as it stands, a page at a time, against a TaskServer."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sybil import Sybil
+from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
+
+from xai_tasks.testing import TaskServer
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    page
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
+    if "_build" not in page.parts and "```python" in page.read_text()
+)
+
+# The ids that pages use, so that copying a block needs nothing around it.
+IDS = ("task-id", "a", "b", "c")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_blocks_run_as_printed(page, monkeypatch, tmp_path):
+    with TaskServer.in_thread(api_key="made-up-key") as server:
+        for task_id in IDS:
+            server.add(task_id, [("processing", 0.1)], result={"imageUrls": ["https://example.com/1.png"]})
+        monkeypatch.setenv("MOUNTSEA_API_KEY", "made-up-key")
+        monkeypatch.setenv("MOUNTSEA_BASE_URL", server.url)
+        monkeypatch.chdir(tmp_path)
+        document = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()]).parse(page)
+        document.namespace["__name__"] = "page"
+        examples = list(document.examples())
+        assert examples
+        # In a thread, as pages call asyncio.run, and the main thread's loop is the plugin's.
+        with ThreadPoolExecutor(1) as thread:
+            for example in examples:
+                thread.submit(example.evaluate).result()
