@@ -1,0 +1,48 @@
+"""What every test has: the event loop it runs on, and a watch over what asyncio complains of."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+import pytest
+from fakes import FakeClockLoop
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "fake_clock: runs by a clock that jumps over what would be waiting")
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """Choose the loop: `XAI_TASKS_LOOP=uvloop` for uvloop, asyncio's own otherwise; a fake clock has its own."""
+    if item.get_closest_marker("fake_clock"):
+        return {"fake": FakeClockLoop}
+    name = os.environ.get("XAI_TASKS_LOOP", "asyncio")
+    if name == "uvloop":
+        import uvloop
+
+        return {name: uvloop.new_event_loop}
+    if name != "asyncio":
+        raise pytest.UsageError(f"XAI_TASKS_LOOP must be asyncio or uvloop, not {name!r}")
+    return {name: asyncio.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def asyncio_complaints():
+    """Fail a test at whose end asyncio has logged an error: a task destroyed, an exception nobody fetched."""
+    complaints = _Complaints(logging.ERROR)
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(complaints)
+    yield complaints
+    logger.removeHandler(complaints)
+    assert complaints.messages == []
+
+
+class _Complaints(logging.Handler):
+    def __init__(self, level):
+        super().__init__(level)
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append(self.format(record))
