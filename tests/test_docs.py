@@ -26,7 +26,7 @@ IDS = ("task-id", "a", "b", "c")
 def test_python_blocks_run_as_printed(page, monkeypatch, tmp_path):
     with TaskServer.in_thread(api_key="made-up-key") as server:
         for task_id in IDS:
-            server.add(task_id, [("processing", 0.1)], result={"imageUrls": ["https://example.com/1.png"]})
+            server.add(task_id, [], result={"imageUrls": ["https://example.com/1.png"]})
         monkeypatch.setenv("MOUNTSEA_API_KEY", "made-up-key")
         monkeypatch.setenv("MOUNTSEA_BASE_URL", server.url)
         monkeypatch.chdir(tmp_path)
