@@ -185,7 +185,9 @@ _json = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse a body as strict JSON: UTF-8 (a byte order mark may lead), no NaN, no infinity.
+    """Parse a body as strict JSON: UTF-8 (a byte order mark may lead), no NaN, no infinity by name.
+
+    A number beyond a float's range, such as 1e999, is legal JSON and comes out as an infinity.
 
     Raises:
         ValueError: it is not; also for nesting deeper, or an integer longer, than Python takes.

@@ -63,12 +63,22 @@ def _count(instance: object, attribute: Attribute[Any], value: object) -> None:
 
 
 def _strategy(instance: object, attribute: Attribute[Any], value: object) -> None:
+    if isinstance(value, type):
+        raise TypeError(
+            f"{attribute.name} must be a tenacity strategy, not a class of them: call {value.__name__}"
+        )
     if not callable(value):
         raise TypeError(f"{attribute.name} must be a tenacity strategy, not {type(value).__name__}")
 
 
 def _statuses(value: Iterable[int]) -> frozenset[int]:
-    return frozenset(value)
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
+        raise TypeError(f"statuses must be a set of HTTP statuses, not {type(value).__name__}")
+    statuses = frozenset(value)
+    for status in statuses:
+        if isinstance(status, bool) or not isinstance(status, int):
+            raise TypeError(f"statuses must be whole numbers, not {type(status).__name__}")
+    return statuses
 
 
 @frozen
