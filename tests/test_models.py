@@ -1,0 +1,385 @@
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from datetime import UTC, datetime, timedelta, timezone
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xai_tasks import (
+    ClientStats,
+    Outcome,
+    TaskCancelledError,
+    TaskError,
+    TaskFailedError,
+    TaskResult,
+    TaskStatus,
+    TaskTimedOutError,
+    WaitTimeoutError,
+)
+from xai_tasks._models import decode_task, parse_json, task_error
+
+NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
+ENDS = {
+    "completed": None,
+    "failed": TaskFailedError,
+    "cancelled": TaskCancelledError,
+    "timeout": TaskTimedOutError,
+}
+NOT_ENDS = ["pending", "ready", "assigned", "processing"]
+
+
+def decode(**fields):
+    return decode_task(json.dumps({"taskId": "a", "status": "pending", **fields}).encode())
+
+
+# Statuses.
+
+
+def test_statuses_are_the_apis_own_words_and_unknown():
+    assert list(TaskStatus) == [*NOT_ENDS, *ENDS, "unknown"]
+    assert all(status.name == status.value.upper() for status in TaskStatus)
+
+
+@pytest.mark.parametrize("word", ENDS)
+def test_a_task_with_an_end_status_is_done(word):
+    assert decode(status=word).done
+
+
+@pytest.mark.parametrize("word", NOT_ENDS)
+def test_a_task_with_another_status_is_not_done_whatever_its_finished_at(word):
+    assert not decode(status=word, finishedAt="2025-01-02T12:00:00Z").done
+
+
+def test_only_a_completed_task_has_succeeded():
+    assert [status for status in TaskStatus if TaskResult("a", status).succeeded] == [TaskStatus.COMPLETED]
+
+
+@pytest.mark.parametrize("word", ["queued", "succeeded", "", "COMPLETED", " completed", "unknown", "ä" * 100])
+def test_a_status_that_is_not_known_is_unknown_and_no_end(word):
+    task = decode(status=word)
+
+    assert task.status is TaskStatus.UNKNOWN
+    assert task.raw["status"] == word
+    assert not task.done
+
+
+@pytest.mark.parametrize("date", ["2025-01-02T12:00:00Z", "yesterday", 1735819200])
+def test_an_unknown_status_with_finished_at_is_an_end(date):
+    assert decode(status="exploded", finishedAt=date).done
+
+
+def test_an_unknown_status_with_a_null_finished_at_is_no_end():
+    assert not decode(status="exploded", finishedAt=None).done
+
+
+def test_an_unknown_status_is_an_end_too_where_the_result_was_made_by_hand():
+    assert TaskResult("a", TaskStatus.UNKNOWN, finished_at=NOON).done
+
+
+# What follows from a task.
+
+
+@pytest.mark.parametrize(("word", "cls"), [(word, cls) for word, cls in ENDS.items() if cls])
+def test_raise_for_status_raises_the_error_of_each_end(word, cls):
+    task = decode(status=word)
+
+    with pytest.raises(TaskError) as caught:
+        task.raise_for_status()
+
+    assert type(caught.value) is cls
+    assert caught.value.task is task
+
+
+def test_raise_for_status_raises_task_error_itself_for_an_unknown_end():
+    with pytest.raises(TaskError) as caught:
+        decode(status="exploded", finishedAt="2025-01-02T12:00:00Z").raise_for_status()
+
+    assert type(caught.value) is TaskError
+    assert "ended as 'exploded'" in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["completed", *NOT_ENDS, "exploded"])
+def test_raise_for_status_returns_a_task_that_completed_or_has_not_ended(word):
+    task = decode(status=word)
+
+    assert task.raise_for_status() is task
+
+
+def test_an_error_made_for_a_task_carries_the_id_asked_for():
+    error = task_error(decode(status="failed"), "asked")
+
+    assert error.task_id == "asked"
+
+
+def test_result_as_converts_the_result_and_lets_the_converters_errors_through():
+    task = decode(status="completed", result={"n": "7"})
+
+    assert task.result_as(lambda result: int(result["n"])) == 7
+    with pytest.raises(KeyError):
+        task.result_as(lambda result: result["m"])
+
+
+def test_elapsed_runs_from_created_to_finished():
+    task = decode(createdAt="2025-01-02T12:00:00Z", finishedAt="2025-01-02T13:00:30+01:00")
+
+    assert task.elapsed == timedelta(seconds=30)
+
+
+@pytest.mark.parametrize("missing", ["createdAt", "finishedAt"])
+def test_elapsed_is_none_where_a_date_is_missing(missing):
+    dates = {"createdAt": "2025-01-02T12:00:00Z", "finishedAt": "2025-01-02T12:00:00Z", missing: None}
+
+    assert decode(**dates).elapsed is None
+
+
+def test_repr_shows_id_status_and_error_fields_but_neither_result_nor_raw():
+    task = decode(
+        status="failed", errorMessage="no\x1bGPU", errorCode=7, traceId="t", result="SECRET", more="SECRET"
+    )
+
+    assert repr(task) == (
+        r"TaskResult(task_id='a', status='failed', error_message='no\\x1bGPU', error_code=7, trace_id='t')"
+    )
+
+
+def test_repr_leaves_out_what_is_not_there():
+    assert repr(decode()) == "TaskResult(task_id='a', status='pending')"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [TaskResult("a", TaskStatus.PENDING), Outcome("a", 0), ClientStats()],
+    ids=lambda m: type(m).__name__,
+)
+def test_models_are_frozen_slotted_and_hashable_and_pickle(model):
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        model.task_id = "b"
+    assert not hasattr(model, "__dict__")
+    assert hash(model) == hash(pickle.loads(pickle.dumps(model)))
+    assert pickle.loads(pickle.dumps(model)) == model
+
+
+def test_a_task_with_a_result_pickles_and_hashes_although_its_result_does_not_hash():
+    task = decode(status="completed", result={"imageUrls": ["x"]}, createdAt="2025-01-02T12:00:00Z")
+
+    assert pickle.loads(pickle.dumps(task)) == task
+    assert {task: 1}[task] == 1
+
+
+# Outcomes.
+
+
+def test_an_outcome_with_a_completed_task_is_ok_and_unwraps_to_it():
+    task = TaskResult("a", TaskStatus.COMPLETED)
+    outcome = Outcome("a", 3, task)
+
+    assert outcome.ok
+    assert outcome.unwrap() is task
+
+
+@pytest.mark.parametrize("task", [None, TaskResult("a", TaskStatus.PENDING)])
+def test_an_outcome_with_an_error_is_not_ok_and_unwraps_to_raising_it(task):
+    error = WaitTimeoutError("a", 1.0)
+    outcome = Outcome("a", 3, task, error)
+
+    assert not outcome.ok
+    with pytest.raises(WaitTimeoutError) as caught:
+        outcome.unwrap()
+    assert caught.value is error
+
+
+def test_an_outcome_with_neither_says_so():
+    with pytest.raises(ValueError, match=r"the outcome of task 'a\\\\n' holds neither task nor error"):
+        Outcome("a\n", 0).unwrap()
+
+
+# Decoding.
+
+
+def test_decoding_takes_every_field():
+    body = {
+        "taskId": "任务",
+        "status": "failed",
+        "result": {"deep": [1, None, {"x": True}]},
+        "errorMessage": "no GPU",
+        "errorCode": -13850663.04,
+        "createdAt": "1932-05-07T17:11:20.0Z",
+        "finishedAt": "2025-01-02T12:00:00.123456+08:00",
+        "traceId": "t1",
+        "added later": [1],
+    }
+
+    task = decode_task(json.dumps(body).encode())
+
+    assert (task.task_id, task.status, task.result) == ("任务", TaskStatus.FAILED, body["result"])
+    assert (task.error_message, task.error_code, task.trace_id) == ("no GPU", -13850663.04, "t1")
+    assert task.created_at == datetime(1932, 5, 7, 17, 11, 20, tzinfo=UTC)
+    assert task.finished_at == datetime(2025, 1, 2, 4, 0, 0, 123456, tzinfo=UTC)
+    assert task.raw == body
+
+
+def test_decoding_needs_no_more_than_id_and_status():
+    task = decode_task(b'{"taskId": "", "status": ""}')
+
+    assert attrs.asdict(task) == {
+        "task_id": "",
+        "status": TaskStatus.UNKNOWN,
+        "result": None,
+        "error_message": None,
+        "error_code": None,
+        "created_at": None,
+        "finished_at": None,
+        "trace_id": None,
+        "raw": {"taskId": "", "status": ""},
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"", "Expecting value"),
+        (b"<html>", "Expecting value"),
+        (b"[]", "an object was expected, not list"),
+        (b"null", "an object was expected, not NoneType"),
+        (b'"completed"', "an object was expected, not str"),
+        (b"{}", "'taskId' is missing or no string"),
+        (b'{"taskId": "a"}', "'status' is missing or no string"),
+        (b'{"status": "pending"}', "'taskId' is missing or no string"),
+        (b'{"taskId": 7, "status": "pending"}', "'taskId' is missing or no string"),
+        (b'{"taskId": "a", "status": null}', "'status' is missing or no string"),
+        (b'{"taskId": "a", "status": ["pending"]}', "'status' is missing or no string"),
+        (b'{"taskId": "a", "status": "pending"', "Expecting ',' delimiter"),
+        (b'{"taskId": "a", "status": "pending"} {}', "Extra data"),
+        (b'{"taskId": "a", "status": "pending", "result": NaN}', "NaN is not JSON"),
+        (b'{"taskId": "a", "status": "pending", "result": -Infinity}', "-Infinity is not JSON"),
+        (b'{"taskId": "\xff", "status": "pending"}', "invalid start byte"),
+        ('{"taskId": "a", "status": "pending"}'.encode("utf-16"), "invalid start byte"),
+        (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
+        (b'{"taskId": "a", "status": "pending", "result": ' + b"9" * 5000 + b"}", "4300"),
+        (b'{"taskId": "a\x00", "status": "pending"}', "Invalid control character"),
+    ],
+)
+def test_what_is_no_task_is_a_value_error_that_says_why(body, problem):
+    with pytest.raises(ValueError, match=problem):
+        decode_task(body)
+
+
+def test_a_byte_order_mark_may_lead():
+    assert decode_task(b'\xef\xbb\xbf{"taskId": "a", "status": "pending"}').task_id == "a"
+
+
+def test_a_number_beyond_floats_is_taken_as_python_takes_it():
+    assert parse_json(b"1e999") == math.inf
+
+
+@pytest.mark.parametrize("value", [None, 7, True, ["x"], {"x": 1}])
+@pytest.mark.parametrize(("name", "attribute"), [("errorMessage", "error_message"), ("traceId", "trace_id")])
+def test_an_optional_field_that_is_no_string_is_none_and_stays_in_raw(name, attribute, value):
+    task = decode(**{name: value})
+
+    assert getattr(task, attribute) is None
+    assert task.raw[name] == value
+
+
+@pytest.mark.parametrize(("value", "code"), [(7, 7), (-0.5, -0.5), ("E7", "E7"), (10**100, 10**100), (0, 0)])
+def test_an_error_code_may_be_a_number_or_a_string(value, code):
+    assert decode(errorCode=value).error_code == code
+
+
+@pytest.mark.parametrize("value", [None, True, [7], {"code": 7}])
+def test_any_other_error_code_is_none_and_stays_in_raw(value):
+    task = decode(errorCode=value)
+
+    assert task.error_code is None
+    assert task.raw["errorCode"] == value
+
+
+@pytest.mark.parametrize("result", [None, [], 0, False, "text", {"taskId": 1}, [[{}]]])
+def test_the_result_is_passed_on_untouched(result):
+    assert decode(result=result).result == result
+
+
+@pytest.mark.parametrize(
+    ("text", "date"),
+    [
+        ("2025-01-02T12:00:00Z", NOON),
+        ("2025-01-02T12:00:00.000Z", NOON),
+        ("2025-01-02T12:00:00+00:00", NOON),
+        ("2025-01-02T20:00:00+08:00", NOON),
+        ("2025-01-02 12:00:00", NOON),
+        ("2025-01-02T12:00:00", NOON),
+        ("20250102T120000Z", NOON),
+        ("2025-01-02T12:00:00.123456789Z", NOON.replace(microsecond=123456)),
+        ("2025-01-02", NOON.replace(hour=0)),
+    ],
+)
+def test_dates_come_out_aware_and_in_utc(text, date):
+    task = decode(createdAt=text, finishedAt=text)
+
+    assert task.created_at == task.finished_at == date
+    assert task.created_at.tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, 1735819200, "", "yesterday", "2025-02-30T00:00:00Z", "2025-01-02T25:00:00Z", ["2025-01-02"],
+     "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2025-01-02T23:59:60Z"],
+)  # fmt: skip
+def test_a_date_that_cannot_be_read_is_none_and_stays_in_raw(value):
+    task = decode(createdAt=value)
+
+    assert task.created_at is None
+    assert task.raw["createdAt"] == value
+
+
+@given(
+    st.datetimes(
+        datetime(2, 1, 1),  # noqa: DTZ001 -- the zone is drawn beside it
+        datetime(9998, 1, 1),  # noqa: DTZ001
+        timezones=st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes))),
+    )
+)
+def test_every_iso_date_is_read_as_the_moment_it_names(date):
+    task = decode(createdAt=date.isoformat())
+
+    assert task.created_at == date
+    assert task.created_at.tzinfo is UTC
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"taskId": st.text(), "status": st.sampled_from([*ENDS, *NOT_ENDS]) | st.text()},
+        optional=dict.fromkeys(
+            ("result", "errorMessage", "errorCode", "createdAt", "finishedAt", "traceId", "new"), json_values
+        ),
+    )
+)
+def test_optional_fields_never_sink_an_answer(answer):
+    task = decode_task(json.dumps(answer).encode("utf-8", "surrogatepass"))
+
+    assert task.raw == answer
+    assert task.result == answer.get("result")
+    assert repr(task).isprintable()
+    error = task_error(task, "asked")
+    assert error is None or str(error).isprintable()
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace")))
+def test_decoding_any_bytes_gives_a_task_or_a_value_error(body):
+    try:
+        task = decode_task(body)
+    except ValueError:
+        return
+    assert isinstance(task.task_id, str)
