@@ -16,8 +16,9 @@ class Exit(IntEnum):
 
     COMPLETED = 0
     INCOMPLETE = 1
-    """A task did not complete, or its line could not be written."""
+    """A task did not complete, or nobody read its line."""
     USAGE = 2
+    """The command, the configuration or the machine it runs on does not allow it."""
     UNUSABLE = 3
     """The key was refused, or the API gave no usable answer."""
     TIMED_OUT = 4
