@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypeVar, 
 from xai_tasks._credentials import Credentials, KeySource
 from xai_tasks._entries import Subscriber
 from xai_tasks._errors import ClientClosedError, TaskError, XaiTasksError
-from xai_tasks._feeds import check_task_id
+from xai_tasks._feeds import check_one_of_many, check_task_id
 from xai_tasks._models import ClientStats, TaskResult, task_error
 from xai_tasks._policies import PollPolicy, RetryPolicy, check_count, check_seconds
 from xai_tasks._poller import Poller
@@ -301,15 +301,15 @@ class TaskClient:
 
         Raises:
             XaiTasksError: what `wait` raises, unless `return_exceptions` is set.
-            InvalidTaskIdError: an id is empty.
-            TypeError: an id is no string.
+            InvalidTaskIdError: an id is empty, or no string.
+            TypeError: `task_ids` is no iterable, or is a single string.
 
         """
         self._check_ids(task_ids)
         policy, seconds = self._terms(poll, timeout)
         ids = [i async for i in task_ids] if isinstance(task_ids, AsyncIterable) else list(task_ids)
         for task_id in ids:
-            check_task_id(task_id)
+            check_one_of_many(task_id)
         self._bind()
         results: list[Any] = [None] * len(ids)
         stream = OutcomeStream(self._poller, self._bind, ids, policy, seconds, max(1, len(ids)), refusals=())

@@ -36,6 +36,22 @@ def check_task_id(task_id: object) -> None:
         raise InvalidTaskIdError("task_id is empty: pass the taskId that the job's submission returned")
 
 
+def check_one_of_many(task_id: object) -> None:
+    """Check an id that came from a source of many, where one that is no string is just as invalid as an empty one.
+
+    Raises:
+        InvalidTaskIdError: it is no string, or empty.
+
+    """
+    try:
+        check_task_id(task_id)
+    except TypeError as error:
+        message = str(error)
+    else:
+        return
+    raise InvalidTaskIdError(message)
+
+
 class Feed(Generic[T]):
     """What works behind a stream. It knows nothing of the stream, which can so be dropped and end the work."""
 
@@ -303,9 +319,9 @@ class BulkFeed(Feed[Outcome]):
         index = self.pulled
         self.pulled += 1
         try:
-            check_task_id(task_id)
-        except (TypeError, InvalidTaskIdError) as error:
-            self._put(Outcome(repr(task_id), index, error=InvalidTaskIdError(str(error))))
+            check_one_of_many(task_id)
+        except InvalidTaskIdError as error:
+            self._put(Outcome(repr(task_id), index, error=error))
             return
         place = _Place(self, index, asyncio.get_running_loop().time(), self._timeout)
         self._poller.subscribe(str(task_id), self._policy, place)
