@@ -114,41 +114,45 @@ class SlidingWindow:
 
 
 class AIMD:
-    """Half the rate at each pause, and between pauses `step` of the rate that was refused more for each second."""
+    """After each pause half the rate, then `step` of the rate that was refused more each second; before the second, doubling."""
 
-    def __init__(self, *, step: float = 0.05, beta: float = 0.5) -> None:
+    def __init__(self, *, step: float = 0.05) -> None:
         self.rate = math.inf
         self.burst = 1.0
         self._step = step
-        self._beta = beta
         self._count = 0
-        self._start: float | None = None
+        self._first: float | None = None
         self._paused = -math.inf
-        self._resume = 0.0
-        self._add = 0.0
+        self._resumed = 0.0
         self._base = 0.0
+        self._refused = math.inf
 
     def accepted(self, now: float) -> None:
-        if self._start is None:
-            self._start = now
+        self._first = now if self._first is None else self._first
         self._count += 1
 
     def rejected(self, now: float, sent: float, pause: float) -> bool:
         if sent <= self._paused:
             return False
         if self.rate == math.inf:
-            start = now if self._start is None else self._start
-            self.rate = max(self._count, 1.0) / (now - start + max(pause, 1e-3)) / self._beta
-        self._base = max(0.05, self.rate * self._beta)
-        self._add = self._step * self.rate
-        self._paused, self._resume = now, now + pause
-        self.pace(now)
+            self._base = max(self._count, 1) / (
+                now - (sent if self._first is None else self._first) + max(pause, 0.1)
+            )
+        else:
+            self._refused = self.rate
+            self._base = max(0.05, self.rate / 2)
+        self._paused, self._resumed = now, now + pause
+        self.rate = self._base
         return True
 
     def pace(self, now: float) -> float:
         if self.rate < math.inf:
-            self.rate = self._base + self._add * max(0.0, now - self._resume)
-            self.burst = max(1.0, self.rate * 0.05)
+            since = max(0.0, now - self._resumed)
+            if self._refused == math.inf:
+                self.rate = self._base * 2.0**since
+            else:
+                self.rate = self._base + self._step * self._refused * since
+            self.burst = max(1.0, self.rate / 20)
         return self.rate
 
 

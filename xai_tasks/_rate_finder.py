@@ -1,18 +1,24 @@
-"""Finds the rate that a server allows, from which requests it accepted and when it said 429.
+"""Finds the rate that a server allows, from what it accepted and when it said 429.
 
-A 429 silences the whole client for its `Retry-After`, so a sawtooth that runs into the limit again and again wastes
-far more than the one request refused. This finder measures the limit instead, holds just under it, and asks seldom
-whether it has moved.
+A 429 silences the whole client for its `Retry-After`. A sawtooth that keeps running into the limit to find out where it
+is (AIMD, CUBIC) therefore wastes far more than the requests refused. This finder measures the limit, holds just under it, and asks
+seldom whether it has moved.
 
-The server is taken to be a token bucket of rate R and size B. In any stretch of w seconds it then accepts at most
-B + R*w requests, and exactly that many in a stretch that begins with a full bucket and ends with a 429. So
+The server is taken to be a token bucket: R requests a second, and up to B at once. In a stretch of w seconds it accepts
+A(w) <= B + R*w, and that many less a part of one request when the stretch begins with a full bucket and ends with a 429. So
 
-- what was accepted up to the first 429, which comes before the client paces anything, is B;
-- at each later 429, (A(w) - B) / w is at most R for every stretch that ends there, and R for the best of them;
-- from one 429, where the bucket is empty, to another, A(w) / w is at most R, and R if the bucket never filled up.
+- the burst accepted up to the first 429, when nothing is paced yet, is B;
+- (A(w) - B) / w is at most R for every stretch that ends with a 429, and R, but for a part of a request, for the greatest of them;
+- from a 429, which found the bucket empty, to another, A(w) / w is at most R, whatever B is.
 
-The greatest of these is the ceiling, known to about one request in the A(w) that decided it. Windows, fixed or sliding, and several
-clients on one limit fit no bucket exactly, but what they accept bounds them in the same way.
+The greatest of these is the *ceiling*. It is found in a few pauses: one ends the free run and tells B, one ends a climb that doubles the
+rate every half second, and one ends a slow probe, in which the deciding stretch is long and so the ceiling sharp. Then the rate is held
+for long, and probed again at growing intervals.
+
+Other servers are not quite buckets: windows, fixed or sliding, or limits that several clients share. What they accept
+bounds them in the same way, and a ceiling that turns out wrong is measured anew.
+
+The numbers below were chosen in `tests/rate_simulation.py`; `docs/rate-discovery.md` shows what comes of them.
 """
 
 from __future__ import annotations
@@ -23,33 +29,46 @@ from enum import Enum, auto
 
 __all__ = ["RateFinder"]
 
-_SAMPLES = 64  # the stretches measured begin at one of so many moments
-_SPACING = 0.02  # seconds between them at first; doubled as the time since the last pause grows, up to:
+# Stretches begin at samples: up to so many, at first so many seconds apart (a twentieth of a climb's deciding stretch), and
+# every second one dropped whenever there is no room, until they are a second apart. Then the oldest go.
+_SAMPLES = 64
+_SPACING = 0.02
 _WIDEST = 1.0
-_PAUSES = 8  # 429s remembered as moments at which the bucket was empty
-_MARGIN = 0.01  # held below the ceiling beside what is uncertain about it
-_SLOWEST = 1 / 60  # requests per second: also a client that is always refused asks once a minute
-_STEP = 0.05  # seconds between two looks at how much of the rate has been used
+
+_EMPTIES = 8  # earlier 429s to measure from
+_JITTER = 0.003  # seconds by which answers may bunch up: an event loop's late timer, there and back
+_MARGIN = 0.01  # of the ceiling: held below it, besides what jitter makes uncertain
+_SLOWEST = 1 / 60  # requests a second, however often the server refuses: nobody wants to find out in an hour
+_LOOK = 0.05  # seconds between two looks at what was used; fewer would be counting single answers at 50 requests/s
+_USED = 0.7  # of the rate that has to be used for it to prove anything
+_DOUBLING = 0.5  # seconds, in a climb
+_SLOPE = (
+    0.015  # of the ceiling, by which a probe grows in a second: a burst of 10 at 200/s is found out in 4 s
+)
+_AGREE = 0.05  # two ceilings that differ by no more confirm each other
+_HOLD = 45  # how many times what a pause costs to hold before the next probe: it then costs 2 %
+_LONGEST_HOLD = 120  # the same once it has been confirmed again and again: under 1 %
+_LONGEST_WAIT = 600.0  # seconds, however long the pauses are
 
 
 class _Phase(Enum):
-    FREE = auto()  # no 429 yet, no limit
-    CLIMB = auto()  # doubling towards a ceiling, or one not known yet
-    HOLD = auto()
-    PROBE = auto()  # creeping, then doubling, away from the ceiling
+    FREE = auto()  # no 429 yet and so no limit
+    CLIMB = auto()  # double, up to the ceiling where one is known
+    HOLD = auto()  # just under the ceiling
+    PROBE = auto()  # creep over it, and run when it isn't there any more
 
 
 class RateFinder:
-    """The pace of one client, and how it learns from answers.
+    """The pace of one client.
 
-    It owns no clock and no timer: every method is given the time, in seconds of one monotonic clock. The caller paces
-    requests by a token bucket filled at `pace()` that holds up to `burst`, is silent while a pause lasts, and starts
-    from an empty bucket when it is over.
+    It has no clock and no timer of its own: each method is told the time, in seconds of one monotonic clock. The caller paces requests with a
+    token bucket that is filled at `pace()` and holds up to `burst`; while a pause lasts it is silent, and afterwards it
+    starts from an empty bucket.
 
     Attributes:
-        rate: Requests per second allowed now: `math.inf` before the first 429, afterwards positive and finite.
-        burst: Tokens that the caller's bucket may hold now, 1 or more. It makes up for an event loop that stalled, and
-            is less than the server's own bucket seems to hold.
+        rate: requests per second that may leave now; `math.inf` before the first 429, positive and finite after it.
+        burst: tokens that the caller's bucket may hold now, at least 1. They make up for a stalled event loop, and
+            are fewer than the server's own bucket seems to hold.
 
     """
 
@@ -58,7 +77,8 @@ class RateFinder:
         "_bucket",
         "_ceiling",
         "_climbed",
-        "_empty",
+        "_due",
+        "_empties",
         "_hold",
         "_interval",
         "_last",
@@ -70,11 +90,13 @@ class RateFinder:
         "_paused",
         "_phase",
         "_probe_at",
-        "_resumed",
-        "_resumed_accepted",
+        "_run",
+        "_run_accepted",
         "_samples",
         "_settled",
+        "_slope",
         "_spacing",
+        "_sustained",
         "burst",
         "rate",
     )
@@ -83,24 +105,25 @@ class RateFinder:
         self.rate = math.inf
         self.burst = 1.0
         self._phase = _Phase.FREE
-        self._accepted = 0
-        self._last = -math.inf
-        self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
-        self._spacing = _SPACING
-        self._next_sample = -math.inf
-        self._empty: deque[tuple[float, int]] = deque(maxlen=_PAUSES)
         self._bucket = 1.0
         self._ceiling = self._hold = math.inf
-        self._settled = True
-        self._paused = self._resumed = -math.inf
-        self._pause = 0.0
-        self._resumed_accepted = 0
-        self._looked = 0.0
-        self._looked_accepted = 0
+        # What was accepted, by when, and the run since the last pause or idle time that it is measured in.
+        self._accepted = self._run_accepted = self._looked_accepted = 0
+        self._last = self._run = self._looked = -math.inf
+        self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
+        self._empties: deque[tuple[float, int]] = deque(maxlen=_EMPTIES)
+        self._sustained = (0.0, 0)
+        self._spacing = _SPACING
+        self._next_sample = -math.inf
         self._next_look = math.inf
-        self._climbed = 0.0
-        self._interval = 0.0
-        self._probe_at = 0.0
+        # The pause that was last, and whether its lesson has been learnt.
+        self._paused = -math.inf
+        self._pause = 0.0
+        self._settled = True
+        # The probe that is next.
+        self._interval = self._probe_at = 0.0
+        self._slope = _SLOPE
+        self._climbed = self._due = 0.0
 
     def accepted(self, now: float) -> None:
         """Count an answer other than a 429, which came at `now`."""
@@ -110,115 +133,150 @@ class RateFinder:
         self._last = now
 
     def rejected(self, now: float, sent: float, pause: float) -> bool:
-        """Count a 429, which came at `now` for a request that left at `sent`.
+        """Count a 429.
 
         Args:
-            now: The time.
-            sent: When the request left.
-            pause: For how many seconds from now on the caller will be silent, 0 or more.
+            now: when it came.
+            sent: when its request left.
+            pause: seconds from now on for which the caller will be silent, 0 or more.
 
         Returns:
-            Whether it begins a new pause. The requests that were in flight when one began say nothing new: their 429s
-            can only make it longer.
+            whether it begins a new pause. A request that left before the last one began says nothing new: its 429 can only
+            make the pause longer.
 
         """
         new = sent > self._paused
         if new:
-            self._paused = now
-            self._next_sample = math.inf
+            self._leave_idle(sent)
             if not self._samples:
                 self._samples.append((sent, self._accepted))
+            self._paused = now
+            self._next_sample = math.inf
+            self._next_look = now + pause
             self._settled = False
-            self.rate = min(self.rate, 1.0) if self._phase is _Phase.FREE else self.rate
-        self._next_look = now + pause if new else max(self._next_look, now + pause)
+            if self._phase is _Phase.FREE:
+                self.rate = 1.0
+        self._next_look = max(self._next_look, now + pause)
         return new
 
     def pace(self, now: float) -> float:
-        """Give the requests per second to send from `now` on: `rate`, brought up to date."""
+        """Return `rate`, brought up to date: what may leave from `now` on, in requests per second."""
         if now >= self._next_look:
             if self._settled:
                 self._adapt(now)
             else:
                 self._settle(now)
-            self._look(now)
+            self.burst = max(1.0, min(0.7 * self._bucket, self.rate))
+            self._looked, self._looked_accepted = now, self._accepted
+            self._next_look = now + max(_LOOK, 2 / self.rate)
         return self.rate
 
     def _sample(self, now: float) -> None:
-        samples = self._samples
-        if len(samples) == _SAMPLES and self._spacing < _WIDEST:
-            thinned = list(samples)[::2]
-            samples.clear()
-            samples.extend(thinned)
+        self._leave_idle(now)
+        if len(self._samples) == _SAMPLES and self._spacing < _WIDEST:
+            kept = list(self._samples)[::2]
+            self._samples.clear()
+            self._samples.extend(kept)
             self._spacing *= 2
-        samples.append((now, self._accepted))
+        self._samples.append((now, self._accepted))
         self._next_sample = now + self._spacing
 
-    def _look(self, now: float) -> None:
-        self.burst = max(1.0, min(0.7 * self._bucket, self.rate))
-        self._looked, self._looked_accepted = now, self._accepted
-        self._next_look = now + max(_STEP, 2 / self.rate)
+    def _leave_idle(self, now: float) -> None:
+        """Forget what was before an idle time: it filled the bucket unseen."""
+        if self._samples and now - self._last > max(1.0, 8 / self.rate):
+            self._begin_run(now)
+            self._empties.clear()
 
-    def _settle(self, now: float) -> None:
-        """Learn from the pause that is over; not at its 429, because answers to earlier requests were still to come."""
-        end = max(self._paused, self._last)
-        pause = max(self._next_look - self._paused, 0.01)
-        if self._phase is _Phase.FREE:
-            self._start(end, pause)
-        else:
-            self._measure(now, end, pause)
-        self._empty.append((self._paused, self._accepted))
+    def _begin_run(self, now: float) -> None:
         self._samples.clear()
         self._spacing, self._next_sample = _SPACING, -math.inf
-        self._pause, self._resumed, self._resumed_accepted = pause, now, self._accepted
-        self._settled = True
+        self._run, self._run_accepted = now, self._accepted
 
-    def _start(self, end: float, pause: float) -> None:
-        known = [(self._accepted - count, end - time) for time, count in self._samples]
+    def _settle(self, now: float) -> None:
+        """Learn from a 429 when its pause is over: answers to requests sent before it came in meanwhile."""
+        pause = max(self._next_look - self._paused, 0.01)
+        if self._phase is _Phase.FREE:
+            self._start(pause)
+        elif self._accepted == self._run_accepted:
+            self._wait_longer()
+        else:
+            self._measure(now, pause)
+        if self._accepted > self._run_accepted or not self._empties:
+            self._empties.append((self._paused, self._accepted))
+        self._pause = pause
+        self._settled = True
+        self._begin_run(now)
+
+    def _stretches(self) -> list[tuple[int, float]]:
+        """Give A(w) and w of the stretches from each sample to the last answer that was accepted."""
+        return [(self._accepted - count, max(0.0, self._last - time)) for time, count in self._samples]
+
+    def _start(self, pause: float) -> None:
+        """Begin to pace: with twice what the server would have given if the burst had been all of it, and the pause its price."""
+        known = self._stretches()
+        whole, width = known[0]
         self.rate = max(min(1.0, 2 / pause), *(got / (width + pause / 2) for got, width in known))
-        self._bucket = max(1.0, *(got - self.rate * width for got, width in known))
+        # Only what was sustained for a while may be taken off the burst; a short burst was all burst.
+        sustained = max((got / width for got, width in known if width >= 0.5), default=whole / (width + 1.0))
+        self._bucket = max(1.0, *(got - sustained * width for got, width in known))
+        self._sustained = self._samples[0]
         self._phase = _Phase.CLIMB
 
-    def _measure(self, now: float, end: float, pause: float) -> None:
-        before = self._ceiling
-        moved = self._is_below(before, end)
+    def _wait_longer(self) -> None:
+        """Slow down after a pause that was too short for even one request, but not below what went before on average."""
+        since, count = self._sustained
+        self.rate = max(self.rate / 2, (self._accepted - count) / (self._paused - since), _SLOWEST)
+        self._phase = _Phase.CLIMB
+
+    def _measure(self, now: float, pause: float) -> None:
+        before, probed = self._ceiling, self._phase is _Phase.PROBE
+        known, moved = before < math.inf, self._has_moved()
         if moved:
-            while len(self._empty) > 1:
-                self._empty.popleft()
-        self._ceiling, size = self._estimate(end)
-        uncertain = _MARGIN + min(0.25, 1.5 / size)
-        self._hold = self._ceiling * (1 - uncertain)
-        unit = max(pause, 0.25, 1.5 / self._ceiling)
-        confirmed = not moved and abs(self._ceiling / before - 1) < 0.05 if before < math.inf else False
-        if uncertain > 0.02 and not confirmed:
+            while len(self._empties) > 1:
+                self._empties.popleft()
+        ceiling, width, doubt = self._estimate()
+        if probed and not moved and self._interval:
+            ceiling = max(ceiling, before)  # what was held for so long has proved itself
+        if known:
+            ceiling = max(ceiling, before / 2)
+        elif not self._empties:
+            ceiling = max(ceiling, self.rate / 2)
+        change = abs(ceiling / before - 1) if known else 1.0
+        self._sustained = (self._run, self._run_accepted)
+        self._ceiling = ceiling
+        self._hold = ceiling * (1 - _MARGIN - _JITTER / width)
+        self._slope = max(_SLOPE, min(doubt, change, 0.5) / 3)
+        # A pause in which the server's bucket fills up costs only what would have overflowed.
+        cost = max(pause - self._bucket / ceiling, 0.25, 1.5 / ceiling)
+        if moved or change > _AGREE:
             self._interval = 0.0
-        elif confirmed:
-            self._interval = min(max(45 * unit, self._interval * 1.5), 120 * unit)
         else:
-            self._interval = 45 * unit
-        surprised = self._phase is _Phase.HOLD or (self._phase is _Phase.CLIMB and before < math.inf)
-        if surprised and not moved:
-            self.rate = 0.5 * self._hold
+            self._interval = min(max(_HOLD * cost, 1.5 * self._interval), _LONGEST_HOLD * cost, _LONGEST_WAIT)
+        if known and not probed and not moved:
+            self.rate = self._hold / 2
             self._phase = _Phase.CLIMB
         else:
             self._begin_hold(now)
 
-    def _is_below(self, ceiling: float, end: float) -> bool:
-        if ceiling == math.inf:
+    def _has_moved(self) -> bool:
+        """Tell whether the server accepted clearly less in this run than the ceiling promised."""
+        if self._ceiling == math.inf:
             return False
-        expected = min(self._bucket, ceiling * self._pause) + ceiling * (end - self._resumed)
-        return self._accepted - self._resumed_accepted < 0.9 * expected - 2
+        promised = min(self._bucket, self._ceiling * self._pause) + self._ceiling * (self._last - self._run)
+        return self._accepted - self._run_accepted < 0.9 * promised - 2
 
-    def _estimate(self, end: float) -> tuple[float, int]:
-        best, size = _SLOWEST, 1
-        for time, count in self._samples:
-            got = self._accepted - count
-            if end - time > 0.05 and (rate := (got - self._bucket + 0.5) / (end - time)) > best:
-                best, size = rate, got
-        for time, count in self._empty:
-            got = self._accepted - count
-            if (rate := got / (end - time)) > best:
-                best, size = rate, got
-        return (max(best, self.rate / 2), size) if size < 8 else (best, size)
+    def _estimate(self) -> tuple[float, float, float]:
+        """Give the greatest lower bound of R, the seconds of the stretch that decided it, and by what part it may be too low."""
+        best, decided, doubt = _SLOWEST, 1.0, 1.0
+        for got, width in self._stretches():
+            if (rate := (got - self._bucket) / (width + _JITTER)) > best:
+                best, decided = rate, width + _JITTER
+                doubt = 1 / (got - self._bucket) + _JITTER / decided
+        for time, count in self._empties:
+            if (rate := (self._accepted - count) / (self._paused - time)) > best:
+                best, decided = rate, self._paused - time
+                doubt = 1 / (self._accepted - count) + _JITTER / decided
+        return best, decided, doubt
 
     def _begin_hold(self, now: float) -> None:
         self.rate = self._hold
@@ -226,20 +284,33 @@ class RateFinder:
         self._probe_at = now + self._interval
 
     def _adapt(self, now: float) -> None:
+        """Climb, hold or probe on, as far as the rate was used since the last look: one that was not proves nothing."""
         got = self._accepted - self._looked_accepted
-        if got < 0.7 * self.rate * (now - self._looked):
+        if got < _USED * self.rate * (now - self._looked):
             return
         if self._phase is _Phase.CLIMB:
-            self.rate *= 2 ** min(1.0, got / max(3.0, self.rate * 0.5))
+            self.rate *= 2 ** min(1.0, got / max(3.0, self.rate * _DOUBLING))
             if self.rate >= self._hold:
                 self._begin_hold(now)
-        elif self._phase is _Phase.HOLD:
-            if now >= self._probe_at:
-                self._phase = _Phase.PROBE
-                self._climbed = 0.0
         elif self._phase is _Phase.PROBE:
-            self._climbed += got / max(6.0, self.rate)
-            self.rate = self._hold + self._ceiling * 0.01 * (2**self._climbed - 1)
-            if self.rate > 1.5 * self._ceiling + self._bucket:
-                self._phase = _Phase.CLIMB
-                self._ceiling = self._hold = math.inf
+            self._probe(got)
+        elif now >= self._probe_at:
+            self._phase = _Phase.PROBE
+            self._climbed = 0.0
+            # In so many seconds the ceiling is reached, and twice the server's burst spent on top.
+            self._due = (
+                2.0
+                + (1 - self._hold / self._ceiling + math.sqrt(4 * self._bucket * self._slope / self._ceiling))
+                / self._slope
+            )
+
+    def _probe(self, got: int) -> None:
+        """Grow evenly while the ceiling may be there, then faster and faster, until it is plain that it has gone."""
+        self._climbed += got / max(4.0, self.rate)  # seconds, where the whole rate is used
+        late = max(0.0, self._climbed - self._due)
+        if late > 10:
+            self._phase = _Phase.CLIMB
+            self._ceiling = self._hold = math.inf
+        else:
+            grown = self._climbed - late + 2 * (2 ** (late / 2) - 1)
+            self.rate = self._hold + self._ceiling * self._slope * grown
