@@ -11,36 +11,9 @@ import time
 import pytest
 import trustme
 from multidict import CIMultiDict
+from raw_peer import connected
 
 from xai_tasks.testing import Fault, TaskServer, odd_answers
-
-
-class Peer:
-    """A raw client on one connection."""
-
-    def __init__(self, reader, writer):
-        self.reader, self.writer = reader, writer
-
-    def ask(self, task_id="a"):
-        self.writer.write(
-            f"GET /xai/tasks?taskId={task_id} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer test\r\n\r\n".encode()
-        )
-
-    async def answer(self):
-        """Read one well-formed answer with a Content-Length: its head and its body."""
-        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        headers = CIMultiDict(line.split(": ", 1) for line in head.split("\r\n")[1:-2])
-        return head, await self.reader.readexactly(int(headers.get("Content-Length", "0")))
-
-    async def rest(self):
-        """Read up to the end of the connection: what came, and whether it ended by a reset."""
-        data = b""
-        try:
-            while block := await self.reader.read(2**16):
-                data += block
-        except ConnectionResetError:
-            return data, "reset"
-        return data, "closed"
 
 
 @pytest.fixture
@@ -54,20 +27,6 @@ async def server():
 async def peer(server):
     async with connected(server) as peer:
         yield peer
-
-
-class connected:
-    def __init__(self, server, **options):
-        self.port, self.options = int(server.url.rpartition(":")[2]), options
-
-    async def __aenter__(self):
-        self.peer = Peer(*await asyncio.open_connection("127.0.0.1", self.port, **self.options))
-        return self.peer
-
-    async def __aexit__(self, *exc_info):
-        self.peer.writer.transport.abort()
-        # The transport's socket is closed in the loop's next turn.
-        await asyncio.sleep(0)
 
 
 @pytest.fixture

@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from aiohttp import web
 
 
+_FOR_EVER = 1e9
+"""Seconds; finite, since not every event loop takes a timer without end."""
+
+
 class Listener:
     """
     A loopback port, and the connections to it.
@@ -51,8 +55,11 @@ class Listener:
         """
         if self._runner is not None:
             raise RuntimeError("the server runs already")
-        # Handlers are cancelled when the client goes, so that no stalled answer outlives its connection.
-        server = web.Server(self._handle, access_log=None, handler_cancellation=True)
+        # Handlers are cancelled when the client goes, so that no stalled answer outlives its connection. An idle
+        # connection is kept for 30 years: with a fake clock, the hour that aiohttp gives it is soon gone.
+        server = web.Server(
+            self._handle, access_log=None, handler_cancellation=True, keepalive_timeout=_FOR_EVER
+        )
         runner = web.ServerRunner(server, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         # A thousand clients may connect at once; with aiohttp's backlog of 128 some would wait a second or more.
