@@ -39,8 +39,8 @@ class Bucket:
         if now > self._stamp:
             self._tokens = min(self.burst, self._tokens + (now - self._stamp) * self.rate)
             self._stamp = now
-        # A billionth of a token is rounding: without it a timer would fire, find it missing, and fire again.
-        return 0.0 if self._tokens >= 1 - 1e-9 else (1 - self._tokens) / self.rate
+        # A millionth of a token is rounding: without it a timer would fire, find it missing, and fire again.
+        return 0.0 if self._tokens >= 1 - 1e-6 else (1 - self._tokens) / self.rate
 
     def take(self) -> None:
         """Take the token that `delay` found."""
@@ -141,13 +141,12 @@ class Throttle:
 
     def answered(self, now: float) -> None:
         """Note an answer, other than 429, of a server that is there."""
-        if self._window < self._limit:
+        # One that comes in a pause was asked for before it, and says nothing of what may follow.
+        if self._window < self._limit and now >= self.paused_until:
             self._window += 1
         if self._finder is not None:
             self._finder.accepted(now)
-        if self.outage.answered():
-            logger.warning("the outage is over: the server answers again")
-            self._start_slowly(now)
+        self._end_outage(now)
 
     def failed(self, error: APIError, now: float, *, probe: bool) -> None:
         """Note a passing fault other than 429."""
@@ -163,7 +162,7 @@ class Throttle:
     def rejected(self, now: float, sent: float, seconds: float) -> None:
         """Note a 429 to a request that left at `sent`, and pause for `seconds`."""
         if self.outage.since is not None:
-            self.answered(now)
+            self._end_outage(now)
         if self._finder is not None:
             self._finder.rejected(now, sent, seconds)
         self.pause(now, seconds)
@@ -197,6 +196,11 @@ class Throttle:
             self.outage.probing = True
         return probe
 
+    def _end_outage(self, now: float) -> None:
+        if self.outage.answered():
+            logger.warning("the outage is over: the server answers again")
+            self._start_slowly(now)
+
     def _start_slowly(self, when: float) -> None:
         """Have requests in flight grow anew, from `when` on."""
         self._window = 1
@@ -206,9 +210,9 @@ class Throttle:
         """Give the seconds until a request may leave; infinity where that takes a `release`."""
         if now < self.paused_until:
             return self.paused_until - now
-        if self._window < self._limit and (grown := int((now - self._grown) / _GROWTH)) > 0:
-            self._window = min(self._window + grown, self._limit)
-            self._grown += grown * _GROWTH
+        while self._window < self._limit and now >= self._grown + _GROWTH:
+            self._window += 1
+            self._grown += _GROWTH
         if self.in_flight >= self._window:
             return math.inf if self._window == self._limit else self._grown + _GROWTH - now
         if self._finder is not None:
