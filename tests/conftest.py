@@ -20,7 +20,7 @@ def pytest_asyncio_loop_factories(config, item):
         return {"fake": FakeClockLoop}
     name = os.environ.get("XAI_TASKS_LOOP", "asyncio")
     if name == "uvloop":
-        import uvloop
+        import uvloop  # noqa: PLC0415 -- only where it is asked for
 
         return {name: uvloop.new_event_loop}
     if name != "asyncio":

@@ -4,6 +4,7 @@ import math
 
 import pytest
 from fakes import refused
+
 from xai_tasks._outage import Outage
 
 

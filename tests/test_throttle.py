@@ -1,0 +1,639 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+
+import pytest
+from fakes import FakeClockLoop, now, refused, run, settle
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xai_tasks import ClientClosedError
+from xai_tasks._throttle import Bucket, Throttle
+
+pytestmark = pytest.mark.fake_clock
+
+
+def make(max_concurrency=1000, rate_limit=math.inf):
+    return Throttle(max_concurrency, rate_limit)
+
+
+def queue_up(throttle, number, *, poll=True, left=None):
+    """Start tasks that acquire and never release; they note in `left` when each request left."""
+    left = [] if left is None else left
+
+    async def acquire(n):
+        await throttle.acquire(poll=poll)
+        left.append((n, now()))
+
+    return [asyncio.ensure_future(acquire(n)) for n in range(number)], left
+
+
+async def give_up(tasks):
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def begin_outage(throttle):
+    for _ in range(10):
+        throttle.failed(refused("a"), now(), probe=False)
+
+
+class TestBucket:
+    def test_full_at_first_it_lets_a_burst_go(self):
+        bucket = Bucket(10, 3)
+
+        for _ in range(3):
+            assert bucket.delay(100.0) == 0
+            bucket.take()
+
+        assert bucket.delay(100.0) == pytest.approx(0.1)
+
+    def test_fills_at_its_rate_but_not_over_its_burst(self):
+        bucket = Bucket(10, 2)
+        bucket.delay(0.0)
+        for _ in range(2):
+            bucket.take()
+
+        assert bucket.delay(0.1) == 0
+        assert bucket.delay(1e9) == 0
+        for _ in range(2):
+            bucket.take()
+        assert bucket.delay(1e9) == pytest.approx(0.1)
+
+    def test_at_an_infinite_rate_never_asks_to_wait(self):
+        bucket = Bucket(math.inf, 1)
+
+        for _ in range(1000):
+            assert bucket.delay(1.0) == 0
+            bucket.take()
+
+    def test_takes_a_token_back_but_not_over_its_burst(self):
+        bucket = Bucket(1, 1)
+        bucket.delay(5.0)
+        bucket.take()
+
+        bucket.give_back()
+        bucket.give_back()
+
+        assert bucket.delay(5.0) == 0
+        bucket.take()
+        assert bucket.delay(5.0) == 1
+
+    def test_emptied_until_some_time_it_fills_from_then_on(self):
+        bucket = Bucket(10, 5)
+
+        bucket.empty(60.0)
+
+        assert bucket.delay(59.0) == pytest.approx(0.1)
+        assert bucket.delay(60.0) == pytest.approx(0.1)
+        assert bucket.delay(60.1) == 0
+
+    @given(
+        rate=st.floats(0.01, 1000),
+        burst=st.floats(1, 100),
+        start=st.floats(0, 1e6),
+        takes=st.integers(1, 300),
+    )
+    def test_who_waits_as_long_as_it_asks_finds_a_token(self, rate, burst, start, takes):
+        bucket = Bucket(rate, burst)
+        time = start
+
+        for _ in range(takes):
+            asked = 0
+            while (delay := bucket.delay(time)) > 0:
+                asked += 1
+                assert asked < 3
+                time += delay
+            bucket.take()
+
+        assert takes <= burst + (time - start) * rate + 1e-3
+
+
+async def test_max_concurrency_requests_may_be_in_flight():
+    throttle = make(max_concurrency=3)
+    tasks, left = queue_up(throttle, 5)
+
+    await settle()
+    assert [n for n, _ in left] == [0, 1, 2]
+    assert throttle.in_flight == 3
+
+    throttle.release(probe=False)
+    await settle()
+    assert [n for n, _ in left] == [0, 1, 2, 3]
+    assert throttle.in_flight == 3
+    await give_up(tasks)
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(20, 20), (2.5, 2), (0.5, 1)])
+async def test_rate_limit_holds_with_bursts_of_at_most_one_seconds_worth(rate, burst):
+    throttle = make(rate_limit=rate)
+    start = now()
+    tasks, left = queue_up(throttle, int(30 * rate))
+
+    await asyncio.wait(tasks)
+
+    times = [time for _, time in left]
+    assert [time - start for time in times[: burst + 1]] == pytest.approx(
+        [0.0] * burst + [(burst + 1 - max(rate, 1)) / rate]
+    )
+    for (i, first), (j, last) in itertools.combinations(enumerate(times), 2):
+        assert j - i + 1 <= max(rate, 1) + rate * (last - first) + 1e-6
+
+
+async def test_an_idle_client_saves_up_no_more_than_one_second():
+    throttle = make(rate_limit=10)
+    await asyncio.sleep(3600)
+    start = now()
+    tasks, left = queue_up(throttle, 20)
+
+    await asyncio.wait(tasks)
+
+    assert sum(time == start for _, time in left) == 10
+    assert now() == pytest.approx(start + 1)
+
+
+async def test_looks_and_polls_take_turns_first_come_first_served():
+    throttle = make(max_concurrency=1)
+    await throttle.acquire(poll=True)
+    order = []
+
+    async def acquire(name, poll):
+        await throttle.acquire(poll=poll)
+        order.append(name)
+        throttle.release(probe=False)
+
+    tasks = [asyncio.ensure_future(acquire(f"poll {n}", True)) for n in range(4)]
+    tasks += [asyncio.ensure_future(acquire(f"look {n}", False)) for n in range(2)]
+    await settle()
+    throttle.release(probe=False)
+    await asyncio.wait(tasks)
+
+    assert order == ["look 0", "poll 0", "look 1", "poll 1", "poll 2", "poll 3"]
+
+
+class TestPause:
+    @pytest.mark.parametrize("poll", [True, False])
+    async def test_holds_back_polls_and_looks(self, poll):
+        throttle = make()
+        start = now()
+
+        throttle.pause(now(), 5)
+        await throttle.acquire(poll=poll)
+
+        assert now() == pytest.approx(start + 5)
+
+    async def test_of_several_the_one_that_ends_last_holds_and_they_do_not_add_up(self):
+        throttle = make()
+        start = now()
+
+        for seconds in (5, 7, 7, 1):
+            throttle.pause(now(), seconds)
+        await throttle.acquire(poll=True)
+
+        assert now() == pytest.approx(start + 7)
+
+    async def test_is_logged_once(self, caplog):
+        caplog.set_level(logging.INFO, "xai_tasks")
+        throttle = make()
+
+        for seconds in (5, 6, 7):
+            throttle.pause(now(), seconds)
+        await asyncio.sleep(10)
+        throttle.pause(now(), 1.5)
+
+        assert [record.message for record in caplog.records] == [
+            "the server asks for a pause of 5 s",
+            "the server asks for a pause of 1.5 s",
+        ]
+        assert [record.seconds for record in caplog.records] == [5, 1.5]
+
+    async def test_that_begins_while_requests_wait_holds_them_too(self):
+        throttle = make(max_concurrency=1)
+        await throttle.acquire(poll=True)
+        tasks, left = queue_up(throttle, 1)
+        await settle()
+        start = now()
+
+        throttle.pause(now(), 5)
+        throttle.release(probe=False)
+        await asyncio.wait(tasks)
+
+        assert left == [(0, pytest.approx(start + 5))]
+
+    async def test_costs_one_timer_for_a_thousand_requests(self):
+        throttle = make()
+        throttle.pause(now(), 60)
+        loop = asyncio.get_running_loop()
+        before = loop.timers
+
+        tasks, _ = queue_up(throttle, 1000)
+        await settle()
+
+        assert loop.timers - before == 1
+        await give_up(tasks)
+
+    async def test_requests_resume_one_by_one_and_faster_the_more_are_answered(self):
+        throttle = make(max_concurrency=50)
+        throttle.pause(now(), 10)
+        end = now() + 10
+        sent, most = [], []
+
+        async def request():
+            await throttle.acquire(poll=True)
+            sent.append(now())
+            most.append(throttle.in_flight)
+            await asyncio.sleep(0.02)
+            throttle.answered(now())
+            throttle.release(probe=False)
+
+        await asyncio.gather(*(request() for _ in range(500)))
+
+        rounds = [round((time - end) / 0.02, 6) for time in sent]
+        assert [rounds.count(n) for n in range(3)] == [1, 2, 4]
+        assert max(most) == 50
+
+    async def test_requests_resume_even_if_none_is_answered(self):
+        throttle = make(max_concurrency=8)
+        throttle.pause(now(), 10)
+        end = now() + 10
+        tasks, left = queue_up(throttle, 20)
+
+        await asyncio.sleep(60)
+
+        assert [time for _, time in left] == pytest.approx([end + 0.05 * n for n in range(8)])
+        assert throttle.in_flight == 8
+        await give_up(tasks)
+
+    async def test_answers_to_requests_from_before_it_do_not_speed_the_start(self):
+        throttle = make(max_concurrency=50)
+        for _ in range(50):
+            await throttle.acquire(poll=True)
+        throttle.pause(now(), 10)
+        end = now() + 10
+        tasks, left = queue_up(throttle, 50)
+        await asyncio.sleep(1)
+        for _ in range(50):
+            throttle.answered(now())
+            throttle.release(probe=False)
+
+        await asyncio.sleep(60)
+
+        assert sum(time < end + 0.04 for _, time in left) == 1
+        await give_up(tasks)
+
+    @given(start=st.floats(0, 1e7), limit=st.integers(1, 100))
+    def test_never_lets_more_than_max_concurrency_go_whatever_the_clock_rounds_to(self, start, limit):
+        async def main():
+            asyncio.get_running_loop()._clock.now = start
+            throttle = make(max_concurrency=limit)
+            throttle.pause(now(), 1.1)
+            end = now() + 1.1
+            tasks, left = queue_up(throttle, 2 * limit)
+            await asyncio.sleep(20)
+            assert [time for _, time in left] == pytest.approx([end + 0.05 * n for n in range(limit)])
+            assert throttle.in_flight == limit
+            await give_up(tasks)
+
+        run(main())
+
+
+class TestOutage:
+    async def test_polls_stop_but_for_one_probe_at_a_time(self):
+        throttle = make()
+        begin_outage(throttle)
+        start = now()
+        probes = []
+
+        async def poll():
+            probe = await throttle.acquire(poll=True)
+            probes.append((probe, round(now() - start, 6)))
+            await asyncio.sleep(0.25)
+            throttle.failed(refused("a"), now(), probe=probe)
+            throttle.release(probe=probe)
+
+        tasks = [asyncio.ensure_future(poll()) for _ in range(20)]
+        await asyncio.sleep(62)
+
+        # Each distance counts from the end of the probe before.
+        assert probes == [(True, pytest.approx(time)) for time in (0.5, 1.75, 4.0, 8.25, 16.5, 31.75, 47.0)]
+        await give_up(tasks)
+
+    async def test_looks_for_get_are_not_held_back(self):
+        throttle = make()
+        begin_outage(throttle)
+        polls, _ = queue_up(throttle, 3)
+        await settle()
+        start = now()
+
+        assert await throttle.acquire(poll=False) is False
+
+        assert now() == start
+        await give_up(polls)
+
+    async def test_looks_that_wait_for_a_token_do_not_wait_for_the_next_probe(self):
+        throttle = make(rate_limit=10)
+        for _ in range(10):
+            await throttle.acquire(poll=True)
+        begin_outage(throttle)
+        start = now()
+        polls, _ = queue_up(throttle, 1)
+        await asyncio.sleep(0.15)
+
+        looks, left = queue_up(throttle, 2, poll=False)
+        await asyncio.wait(looks)
+
+        assert [time for _, time in left] == pytest.approx([start + 0.15, start + 0.2])
+        await give_up(polls)
+
+    async def test_a_probe_that_is_given_up_makes_room_for_the_next(self):
+        throttle = make()
+        begin_outage(throttle)
+        assert await throttle.acquire(poll=True) is True
+        tasks, left = queue_up(throttle, 2)
+        await asyncio.sleep(100)
+        assert left == []
+
+        throttle.release(probe=True)
+        await settle()
+
+        assert len(left) == 1
+        await give_up(tasks)
+
+    async def test_ends_with_an_answer_and_polls_start_slowly(self):
+        throttle = make()
+        begin_outage(throttle)
+        probe = await throttle.acquire(poll=True)
+        tasks, left = queue_up(throttle, 100)
+        await settle()
+
+        throttle.answered(now())
+        throttle.release(probe=probe)
+        end = now()
+        await asyncio.sleep(10)
+
+        assert throttle.outage.since is None
+        assert [time for _, time in left] == pytest.approx([end + 0.05 * n for n in range(100)])
+        await give_up(tasks)
+
+    async def test_ends_with_a_429_which_the_rate_finder_does_not_count_as_accepted(self):
+        throttle = Throttle(1000, None)
+        accepted = throttle._finder._accepted
+        begin_outage(throttle)
+
+        throttle.rejected(now(), now(), 3.0)
+
+        assert throttle.outage.since is None
+        assert throttle._finder._accepted == accepted
+        assert throttle.paused_until == now() + 3
+
+    async def test_is_logged_when_it_begins_and_when_it_is_over(self, caplog):
+        throttle = make()
+
+        begin_outage(throttle)
+        begin_outage(throttle)
+        throttle.answered(now())
+        throttle.answered(now())
+
+        assert [(record.levelno, record.name, record.message) for record in caplog.records] == [
+            (
+                logging.WARNING,
+                "xai_tasks",
+                (
+                    "an outage has begun: polls stop but for one probe at a time; "
+                    "last error: task 'a': ConnectionRefusedError"
+                ),
+            ),
+            (logging.WARNING, "xai_tasks", "the outage is over: the server answers again"),
+        ]
+
+    async def test_that_begins_is_told_once(self):
+        throttle = make()
+        told = []
+        throttle.on_outage = lambda: told.append(now())
+
+        begin_outage(throttle)
+        begin_outage(throttle)
+
+        assert told == [now()]
+
+    async def test_a_429_does_not_count_towards_one(self):
+        throttle = make()
+
+        for _ in range(100):
+            throttle.rejected(now(), now(), 1.0)
+
+        assert throttle.outage.since is None
+
+
+class TestFoundRate:
+    async def test_there_is_no_limit_before_the_first_429(self):
+        throttle = Throttle(10_000, None)
+        start = now()
+
+        for _ in range(10_000):
+            await throttle.acquire(poll=True)
+
+        assert now() == start
+
+    async def test_after_a_429_requests_are_paced(self):
+        throttle = Throttle(1000, None)
+        for _ in range(100):
+            await throttle.acquire(poll=True)
+            await asyncio.sleep(0.01)
+            throttle.answered(now())
+            throttle.release(probe=False)
+        sent = now()
+        await throttle.acquire(poll=True)
+        throttle.rejected(now(), sent, 1.0)
+        throttle.release(probe=False)
+        resumed = now() + 1
+
+        tasks, left = queue_up(throttle, 1000)
+        await asyncio.sleep(1.5)
+
+        assert min(time for _, time in left) >= resumed
+        assert len(left) < 200
+        await give_up(tasks)
+
+
+class TestClose:
+    async def test_everybody_in_a_queue_ends_with_client_closed_error(self):
+        throttle = make()
+        throttle.pause(now(), 60)
+        polls, _ = queue_up(throttle, 2)
+        looks, _ = queue_up(throttle, 2, poll=False)
+        await settle()
+
+        throttle.close()
+        errors = await asyncio.gather(*polls, *looks, return_exceptions=True)
+
+        assert [type(error) for error in errors] == [ClientClosedError] * 4
+        assert throttle.in_flight == 0
+        assert asyncio.get_running_loop().timers_left() == []
+
+    async def test_no_request_may_leave_any_more(self):
+        throttle = make()
+
+        throttle.close()
+
+        with pytest.raises(ClientClosedError):
+            await throttle.acquire(poll=False)
+
+    async def test_one_who_was_cancelled_in_the_same_breath_is_cancelled(self):
+        throttle = make()
+        throttle.pause(now(), 60)
+        tasks, _ = queue_up(throttle, 2)
+        await settle()
+
+        tasks[0].cancel()
+        throttle.close()
+        tasks[1].cancel()
+        await asyncio.wait(tasks)
+
+        assert [task.cancelled() for task in tasks] == [True, True]
+
+
+class TestCancel:
+    async def test_one_who_waits_leaves_the_queue(self):
+        throttle = make(max_concurrency=1)
+        await throttle.acquire(poll=True)
+        tasks, left = queue_up(throttle, 3)
+        await settle()
+
+        tasks[0].cancel()
+        await settle()
+        throttle.release(probe=False)
+        await settle()
+
+        assert [n for n, _ in left] == [1]
+        await give_up(tasks)
+
+    async def test_one_who_is_cancelled_before_the_turn_comes_does_not_take_it(self):
+        throttle = make(max_concurrency=1)
+        await throttle.acquire(poll=True)
+        tasks, left = queue_up(throttle, 2)
+        await settle()
+
+        tasks[0].cancel()
+        throttle.release(probe=False)
+        await settle()
+
+        assert [n for n, _ in left] == [1]
+        assert throttle.in_flight == 1
+        await give_up(tasks)
+
+    async def test_one_who_has_just_got_the_turn_gives_back_slot_and_token(self):
+        throttle = make(max_concurrency=1, rate_limit=2)
+        await throttle.acquire(poll=True)
+        tasks, left = queue_up(throttle, 2)
+        await settle()
+        start = now()
+
+        throttle.release(probe=False)  # grants the first
+        tasks[0].cancel()
+        await settle()
+
+        assert left == [(1, start)]  # with the second token of two
+        assert throttle.in_flight == 1
+        await give_up(tasks)
+
+    async def test_one_who_has_just_become_the_probe_lets_another_be_it(self):
+        throttle = make()
+        begin_outage(throttle)
+        tasks, left = queue_up(throttle, 2)
+        await settle()
+        await asyncio.sleep(0.49)
+
+        throttle.outage._probe_at = now()
+        throttle._admit()
+        tasks[0].cancel()
+        await settle()
+
+        assert [n for n, _ in left] == [1]
+        assert throttle.outage.probing
+        await give_up(tasks)
+
+
+MOMENTS = st.integers(0, 40).map(lambda tenths: tenths / 10)
+
+
+@given(
+    limit=st.integers(1, 4),
+    rate=st.sampled_from([1.0, 3.0, math.inf]),
+    requests=st.lists(
+        st.fixed_dictionaries(
+            {
+                "begin": MOMENTS,
+                "hold": MOMENTS,
+                "cancel": st.none() | MOMENTS,
+                "poll": st.booleans(),
+                "answer": st.sampled_from(["answered", "failed", "none"]),
+            }
+        ),
+        max_size=25,
+    ),
+    pauses=st.lists(st.tuples(MOMENTS, MOMENTS), max_size=3),
+    outage=st.none() | MOMENTS,
+)
+def test_whatever_is_cancelled_slots_and_tokens_come_back_and_nobody_starves(
+    limit, rate, requests, pauses, outage
+):
+    async def main():
+        loop = asyncio.get_running_loop()
+        throttle = Throttle(limit, rate)
+        start = now()
+        served = set()
+
+        async def request(n, begin, hold, cancel, poll, answer):
+            await asyncio.sleep(begin)
+            probe = await throttle.acquire(poll=poll)
+            try:
+                assert throttle.in_flight <= limit
+                assert now() >= throttle.paused_until
+                served.add(n)
+                await asyncio.sleep(hold)
+                if answer == "answered":
+                    throttle.answered(now())
+                elif answer == "failed":
+                    throttle.failed(refused("a"), now(), probe=probe)
+            finally:
+                throttle.release(probe=probe)
+
+        tasks = [loop.create_task(request(n, **each)) for n, each in enumerate(requests)]
+        for task, each in zip(tasks, requests, strict=True):
+            if each["cancel"] is not None:
+                loop.call_at(start + each["cancel"], task.cancel)
+        for when, seconds in pauses:
+            loop.call_at(start + when, lambda seconds=seconds: throttle.pause(now(), seconds))
+        if outage is not None:
+            loop.call_at(start + outage, begin_outage, throttle)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+
+        for n, (result, each) in enumerate(zip(results, requests, strict=True)):
+            assert result is None or (each["cancel"] is not None and type(result) is asyncio.CancelledError)
+            if each["cancel"] is None:
+                assert n in served
+        assert throttle.in_flight == 0
+        assert not throttle.outage.probing
+        await asyncio.sleep(10)
+        # What was taken has come back: after a while a whole burst may leave at once.
+        throttle.answered(now())
+        await asyncio.sleep(60)
+        before = now()
+        for _ in range(int(min(limit, rate))):
+            await throttle.acquire(poll=True)
+        assert now() == before
+
+    run(main())
+
+
+def test_the_fake_clock_is_what_these_tests_run_by():
+    async def main():
+        await asyncio.sleep(1e6)
+        return isinstance(asyncio.get_running_loop(), FakeClockLoop)
+
+    assert run(main())
