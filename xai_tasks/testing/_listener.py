@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 from aiohttp import web
 
-
 _FOR_EVER = 1e9
 """Seconds; finite, since not every event loop takes a timer without end."""
 

@@ -1,0 +1,138 @@
+"""The fixtures under each runner of asynchronous tests, each in a pytest of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+import xai_tasks
+
+pytest_plugins = ["pytester"]
+
+needs_anyio = pytest.mark.skipif(not importlib.util.find_spec("anyio"), reason="anyio is not installed")
+
+# Plugins that come with libraries of ours, and are no matter here.
+FOREIGN = [
+    "-p",
+    "no:looptime_plugin",
+    "-p",
+    "no:schemathesis",
+    "-p",
+    "no:hypothesispytest",
+    "-p",
+    "no:cacheprovider",
+]
+AUTO = ["-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"]
+STRICT = ["-o", "asyncio_mode=strict", "-o", "asyncio_default_fixture_loop_scope=function"]
+
+HEAD = """
+import pytest
+
+clients = []
+"""
+TEST = """
+async def test_a_task_{name}(xai_task_server, xai_task_client):
+    xai_task_server.add("a", [("processing", 0.05)], result={{"ok": True}})
+    task = await xai_task_client.wait("a")
+    assert task.result == {{"ok": True}}
+    clients.append(xai_task_client)
+"""
+TAIL = """
+def test_the_clients_were_closed():
+    assert clients
+    assert all(client.closed for client in clients)
+"""
+
+
+@pytest.fixture
+def run(pytester, monkeypatch):
+    # Wherever the package was imported from, installed or not.
+    monkeypatch.setenv("PYTHONPATH", str(Path(xai_tasks.__file__).parents[1]))
+
+    def run(test, *options, conftest="", **outcomes):
+        pytester.makeconftest(f'{conftest}\npytest_plugins = ["xai_tasks.testing.pytest_plugin"]\n')
+        pytester.makepyfile(test)
+        result = pytester.runpytest_subprocess("-W", "error", *FOREIGN, *options)
+        result.assert_outcomes(**outcomes)
+
+        return result
+
+    return run
+
+
+def one_test(mark="", name="a"):
+    return f"{mark}{TEST.format(name=name)}"
+
+
+def test_fixtures_work_with_pytest_asyncio_in_auto_mode(run):
+    run(HEAD + one_test() + TAIL, *AUTO, passed=2)
+
+
+def test_fixtures_work_with_pytest_asyncio_in_strict_mode_and_in_every_loop_scope(run):
+    scopes = ("function", "class", "module", "package", "session")
+    tests = [one_test(f"@pytest.mark.asyncio(loop_scope='{scope}')", scope) for scope in scopes]
+
+    run(HEAD + "".join(tests) + one_test("@pytest.mark.asyncio", "plain") + TAIL, *STRICT, passed=7)
+
+
+def test_fixtures_work_with_the_loop_that_pytest_asyncio_is_configured_to(run):
+    run(HEAD + one_test() + TAIL, *AUTO, "-o", "asyncio_default_test_loop_scope=session", passed=2)
+
+
+@needs_anyio
+@pytest.mark.parametrize(
+    ("conftest", "options"),
+    [("", STRICT), ("import sys; sys.modules['pytest_asyncio'] = None", ["-p", "no:asyncio"])],
+    ids=["beside pytest-asyncio", "without pytest-asyncio"],
+)
+def test_fixtures_work_with_anyio(run, conftest, options):
+    backend = "@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n"
+
+    run(HEAD + backend + one_test("@pytest.mark.anyio") + TAIL, *options, conftest=conftest, passed=2)
+
+
+def test_the_server_serves_synchronous_tests(run):
+    test = """
+        import asyncio
+        from xai_tasks import TaskClient
+
+        async def app(url):
+            async with TaskClient("test", base_url=url) as client:
+                return (await client.get("a")).status
+
+        def test_app(xai_task_server):
+            xai_task_server.add("a")
+            assert asyncio.run(app(xai_task_server.url)) == "completed"
+    """
+    run(test, *AUTO, passed=1)
+
+
+def test_each_test_has_a_server_of_its_own(run):
+    test = """
+        seen = []
+
+        def test_one(xai_task_server):
+            xai_task_server.add("a")
+            seen.append(xai_task_server.url)
+
+        def test_other(xai_task_server):
+            assert xai_task_server.count() == 0
+            assert xai_task_server not in seen
+    """
+    run(test, *AUTO, passed=2)
+
+
+def test_a_synchronous_test_is_told_why_it_gets_no_client(run):
+    result = run("def test_sync(xai_task_client): pass", *AUTO, errors=1)
+
+    result.stdout.fnmatch_lines(["*xai_task_client is for asynchronous tests*"])
+
+
+def test_the_fixtures_are_there_only_where_asked_for(pytester):
+    pytester.makepyfile("def test_sync(xai_task_server): pass")
+
+    result = pytester.runpytest_subprocess(*FOREIGN, *AUTO)
+
+    result.stdout.fnmatch_lines(["*fixture 'xai_task_server' not found*"])

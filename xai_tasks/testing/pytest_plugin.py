@@ -1,0 +1,71 @@
+"""Fixtures for pytest: a `TaskServer`, and a `TaskClient` that talks to it.
+
+Opt in with one line in the `conftest.py` at the root of the tests::
+
+    pytest_plugins = ["xai_tasks.testing.pytest_plugin"]
+
+The fixtures work with pytest-asyncio, in auto and in strict mode and with every `loop_scope`, and with anyio's plugin on
+its asyncio backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import cast
+
+import pytest
+
+from xai_tasks import TaskClient
+from xai_tasks.testing._server import TaskServer
+
+try:
+    import pytest_asyncio
+except ImportError:
+    pytest_asyncio = None  # type: ignore[assignment]  # mypy has no optional modules
+
+
+@pytest.fixture
+def xai_task_server() -> Generator[TaskServer, None, None]:
+    """Run a `TaskServer` with the key `"test"` for one test, asynchronous or not, in a thread of its own.
+
+    Its clock is the system's: a test with a fake clock makes its own `async with TaskServer()`.
+    """
+    with TaskServer.in_thread() as server:
+        yield server
+
+
+@pytest.fixture
+def xai_task_client(request: pytest.FixtureRequest) -> TaskClient:
+    """Give one asynchronous test a `TaskClient` for its `xai_task_server`, closed when the test is over."""
+    item = request.node
+    if pytest_asyncio is not None and pytest_asyncio.is_async_test(item):
+        marker = item.get_closest_marker("asyncio")
+        loop_scope = marker.kwargs.get("loop_scope") if marker is not None else None
+        runner: str = loop_scope or request.config.getini("asyncio_default_test_loop_scope")
+    elif "anyio_backend" in request.fixturenames:
+        runner = "anyio"
+    else:
+        pytest.fail(
+            "xai_task_client is for asynchronous tests, which pytest-asyncio or anyio run: a client belongs to one event "
+            "loop. In a synchronous test, give xai_task_server.url to a TaskClient made in the loop that uses it.",
+            pytrace=False,
+        )
+    return cast("TaskClient", request.getfixturevalue(f"_xai_task_client_{runner}"))
+
+
+def _client() -> Callable[[TaskServer], AsyncGenerator[TaskClient, None]]:
+    async def client(xai_task_server: TaskServer) -> AsyncGenerator[TaskClient, None]:
+        async with TaskClient("test", base_url=xai_task_server.url) as client:
+            yield client
+
+    # A function of its own for each fixture: pytest-asyncio notes the scope on the function.
+    return client
+
+
+# A client has to be closed in the loop that it was used in; whose loop that is, each plugin says in its own way.
+_anyio = pytest.fixture(name="_xai_task_client_anyio")(_client())
+if pytest_asyncio is not None:
+    _function, _class, _module, _package, _session = (
+        pytest_asyncio.fixture(loop_scope=scope, name=f"_xai_task_client_{scope}")(_client())
+        for scope in ("function", "class", "module", "package", "session")
+    )
