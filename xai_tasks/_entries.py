@@ -73,6 +73,7 @@ class Entry:
         """The last good answer, undecoded, since most are never looked at again."""
         self.error: APIError | None = None
         self.failing_since: float | None = None
+        """When the first request failed of those that have failed on end; None after a good answer."""
 
     def __lt__(self, other: Entry) -> bool:
         # The heap asks where two are due at the same moment; either may go first.
@@ -110,8 +111,10 @@ class Entry:
         return NEVER if self.subscribers is None else self.subscribers.deadline
 
     def note(self, error: APIError) -> None:
-        """Keep the last error met, for the message if time runs out."""
+        """Keep the last error met, for the message if time runs out, and since when there have been errors alone."""
         self.error = error
+        if self.failing_since is None:
+            self.failing_since = asyncio.get_running_loop().time()
 
     @property
     def last(self) -> TaskResult | None:

@@ -364,13 +364,10 @@ class Poller:
         self._rest(entry, answer, now, seconds)
 
     def _is_final(self, entry: Entry, error: Exception, now: float) -> bool:
-        """Tell whether a failed poll ends the wait, and note since when polls have been failing."""
-        if not is_passing(error):
-            return True
-        if entry.failing_since is None:
-            entry.failing_since = now
+        """Tell whether a failed poll ends the wait."""
         limit = entry.lane.policy.max_outage
-        return limit is not None and now >= entry.failing_since + limit
+        since = entry.failing_since
+        return not is_passing(error) or (limit is not None and since is not None and now >= since + limit)
 
     def _rest(self, entry: Entry, answer: Look | Exception, now: float, seconds: float) -> None:
         """Lay an entry down until its next poll."""
