@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from bar_picture import MOMENT, PACE, PICTURE
+from rich.console import Console
+
+from xai_tasks._cli._bar import bar
+from xai_tasks._cli._progress import LogHandler, Pace, PlainReporter, Reporter, Snapshot, spell, write_stderr
+
+
+def snapshot(completed=0, failed=0, waiting=0, polls=0, rate_limited=0, expected=None):
+    return Snapshot(completed, failed, waiting, polls, rate_limited, expected)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (3600 * 5 + 130, "5 h 2 min"),
+    ],
+)
+def test_lengths_of_time_are_said_in_two_units_at_most(seconds, said):
+    assert spell(seconds) == said
+
+
+class TestPace:
+    def test_is_that_of_the_last_half_minute(self):
+        pace = Pace()
+        for second in range(100):
+            pace.note(second, snapshot(completed=second, polls=10 * second, expected=1000))
+        for second in range(100, 140):
+            pace.note(second, snapshot(completed=99 + 2 * (second - 99), polls=1000, expected=1000))
+        assert pace.polls == 0
+        assert pace.left == pytest.approx((1000 - 179) / 2)
+
+    def test_spans_the_last_two_looks_however_far_apart(self):
+        pace = Pace()
+        for minute in range(3):
+            pace.note(60 * minute, snapshot(polls=600 * minute))
+        assert pace.polls == 10
+
+    def test_time_left_is_not_told_from_nothing(self):
+        pace = Pace()
+        pace.note(0, snapshot(expected=10))
+        assert (pace.polls, pace.left) == (0, None)
+        pace.note(1, snapshot(expected=10, polls=5))
+        assert (pace.polls, pace.left) == (5, None)
+        pace.note(2, snapshot(completed=5, polls=10))
+        assert pace.left is None
+
+
+@pytest.mark.fake_clock
+async def test_plain_reporter_tells_a_line_every_30_s(capsys):
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+
+    def look():
+        elapsed = round(loop.time() - begun)
+        return snapshot(elapsed, 2, 500, elapsed * 20, 3, 3000)
+
+    following = asyncio.create_task(PlainReporter().follow(look))
+    await asyncio.sleep(65)
+    following.cancel()
+    assert capsys.readouterr().err.splitlines() == [
+        "xai-tasks: 30 completed, 2 failed, 500 waiting, 20.0 polls/s, 3 rate limited, 49 min 28 s left",
+        "xai-tasks: 60 completed, 2 failed, 500 waiting, 20.0 polls/s, 3 rate limited, 48 min 58 s left",
+    ]
+
+
+async def test_quiet_reporter_tells_errors_only(capsys):
+    reporter = Reporter()
+    await reporter.follow(lambda: pytest.fail("nobody asked"))
+    reporter.sum_up("all is well")
+    reporter.say("the disk is full")
+    assert capsys.readouterr().err == "xai-tasks: the disk is full\n"
+
+
+def test_warnings_of_the_client_are_told_in_one_line(capsys):
+    LogHandler(Reporter()).handle(
+        logging.LogRecord("xai_tasks", logging.WARNING, "", 0, "gone for %d s", (5,), None)
+    )
+    assert capsys.readouterr().err == "xai-tasks: gone for 5 s\n"
+
+
+def test_stderr_that_nobody_reads_is_given_up(monkeypatch):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Broken())
+    write_stderr("x")
+    assert sys.stderr is None
+    write_stderr("y")
+
+
+class TestBar:
+    def drawn(self, width, moment=MOMENT):
+        console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+        console.print(bar(moment, PACE))
+        return console.file.getvalue()
+
+    def test_tells_how_it_stands_in_one_line(self):
+        line = self.drawn(150)
+        assert line.count("\n") == 1
+        for fact in ("6,120 completed", "31 failed", "10,000 waiting", "polls/s", "rate limited", "left"):
+            assert fact in line
+
+    def test_grows_with_the_share_that_has_ended(self):
+        assert 0 < self.drawn(150).count("━") < self.drawn(200).count("━")
+
+    def test_stays_in_one_line_of_a_narrow_terminal(self):
+        assert self.drawn(40).count("\n") == 1
+
+    def test_has_no_bar_where_the_end_is_not_known(self):
+        assert "━" not in self.drawn(150, snapshot(completed=5))
+
+    def test_is_as_in_the_picture_of_the_docs(self):
+        picture = Path(PICTURE).read_text()
+        said = re.sub(r"&#160;", " ", " ".join(re.findall(r">([^<>]+)</text>", picture)))
+        for word in self.drawn(150).replace("━", " ").split():
+            assert word.strip("╺╸") in said
