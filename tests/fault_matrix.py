@@ -1,0 +1,184 @@
+"""Every fault that `TaskServer` knows, and what the client is to make of it.
+
+Plain data: `test_fault_matrix.py` tests each row, `docs/scripts/fault_table.py` makes the table in `docs/reliability.md` of them.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+from tenacity import wait_fixed
+
+from xai_tasks import (
+    APIConnectionError,
+    APIError,
+    APIResponseValidationError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    NotFoundError,
+    PaymentRequiredError,
+    PermissionDeniedError,
+    PollPolicy,
+    RateLimitError,
+    ServerError,
+)
+from xai_tasks.testing import Fault, odd_answers
+
+ATTEMPTS = 4
+"""Requests of one look at most: `RetryPolicy.stop` as it is by default."""
+REQUEST_TIMEOUT = 5.0
+MAX_BYTES = 2**20
+INTERVAL = 5.0
+MAX_OUTAGE = 60.0
+POLL = PollPolicy(wait=wait_fixed(INTERVAL), max_outage=MAX_OUTAGE, timeout=None)
+MAX_RETRY_AFTER = 60.0
+"""`RetryPolicy.max_retry_after` as it is by default."""
+
+PROBES = 8
+"""Probes of an outage of `MAX_OUTAGE` seconds: after 0.5, 1.5, 3.5, 7.5, 15.5, 30.5, 45.5 and 60.5 s."""
+UNTIL_OUTAGE = 10
+"""Failures in a row with which an outage begins."""
+
+
+@frozen
+class Row:
+    """One fault."""
+
+    what: str
+    """What the server does, as the documentation says it."""
+    faults: tuple[Fault, ...]
+    """What the requests for the task meet, one fault each; all but the answers of `goes back` are one."""
+    error: type[APIError] | None
+    """What the client makes of it; None: a good answer."""
+    retried: bool = True
+    """Whether `get` asks again at once."""
+    outlived: bool = True
+    """Whether a wait goes on."""
+    resent: bool = False
+    """Whether aiohttp sends each GET a second time by itself, as it does when a connection is lost before an answer."""
+    pause: float = 0.0
+    """Seconds for which the server silences the client."""
+    outage: bool = True
+    """Whether it counts towards an outage."""
+
+    @property
+    def wire(self) -> int:
+        """Requests that the server sees of one attempt, at most."""
+        return 2 if self.resent else 1
+
+    @property
+    def most_of_get(self) -> int:
+        """Requests that the server sees of one `get` that meets nothing but this, at most."""
+        return self.wire * (ATTEMPTS if self.error and self.retried else 1)
+
+    @property
+    def most_of_wait(self) -> int:
+        """Requests that the server sees of one wait that meets nothing but this for `MAX_OUTAGE` seconds, at most."""
+        if self.error is None or not self.outlived:
+            return self.wire
+        if self.outage:
+            return self.wire * (UNTIL_OUTAGE + PROBES)
+        return (ATTEMPTS if self.retried else 1) * (2 + int(MAX_OUTAGE / INTERVAL))
+
+
+def _final(what: str, fault: Fault, error: type[APIError]) -> Row:
+    return Row(what, (fault,), error, retried=False, outlived=False)
+
+
+def _passing(
+    what: str,
+    fault: Fault,
+    error: type[APIError],
+    *,
+    retried: bool = True,
+    resent: bool = False,
+    pause: float = 0.0,
+    outage: bool = True,
+) -> Row:
+    return Row(what, (fault,), error, retried=retried, resent=resent, pause=pause, outage=outage)
+
+
+def _taken(what: str, *faults: Fault) -> Row:
+    return Row(what, faults, None)
+
+
+_HTML = b"<html><head><title>502 Bad Gateway</title></head></html>"
+_ODD = odd_answers("a")
+
+
+def _says(status: str) -> Fault:
+    return Fault.body(b'{"taskId": "a", "status": "%s"}' % status.encode())
+
+
+STATUSES = (
+    _final("400", Fault.status(400, body=b'{"message": "no such parameter"}'), BadRequestError),
+    _final("401, and the key is a string", Fault.status(401), AuthenticationError),
+    _final("402", Fault.status(402), PaymentRequiredError),
+    _final("403", Fault.status(403), PermissionDeniedError),
+    _final("404", Fault.status(404, body=b'{"detail": ["no such task"]}'), NotFoundError),
+    _passing("408", Fault.status(408), APIStatusError),
+    _final("422", Fault.status(422), BadRequestError),
+    _passing("429", Fault.status(429), RateLimitError, outage=False),
+    _passing(
+        "429 with `Retry-After: 1`",
+        Fault.status(429, {"Retry-After": "1"}),
+        RateLimitError,
+        pause=1.0,
+        outage=False,
+    ),
+    _passing(
+        "429 with `Retry-After: 3600`: longer than `max_retry_after`",
+        Fault.status(429, {"Retry-After": "3600"}),
+        RateLimitError,
+        retried=False,
+        pause=MAX_RETRY_AFTER,
+        outage=False,
+    ),
+    _final("any other 4xx", Fault.status(418), APIStatusError),
+    _passing("500", Fault.status(500), ServerError),
+    _passing("501, 505 and other 5xx", Fault.status(501), ServerError, retried=False),
+    _passing("502 with a page of HTML", Fault.status(502, {"Content-Type": "text/html"}, _HTML), ServerError),
+    _passing("503", Fault.status(503), ServerError),
+    _passing("503 with `Retry-After: 1`", Fault.status(503, {"Retry-After": "1"}), ServerError, pause=1.0),
+    _passing("504", Fault.status(504), ServerError),
+    _final("a redirect to the same origin", Fault.redirect("/xai/tasks?taskId=a"), APIStatusError),
+    _final("a redirect to another origin", Fault.redirect("https://other.invalid/", 307), APIStatusError),
+    _final("a redirect to plain http", Fault.redirect("http://other.invalid/", 308), APIStatusError),
+)
+
+CONNECTION = (
+    _passing("a reset in place of an answer", Fault.reset(), APIConnectionError, resent=True),
+    _passing("a reset inside the headers", Fault.reset("headers"), APIConnectionError, resent=True),
+    _passing("a reset inside the body", Fault.reset("body"), APIConnectionError),
+    _passing("a body shorter than its `Content-Length`", Fault.truncate(), APIConnectionError),
+    _passing("chunks that are none", Fault.bad_chunking(), APIConnectionError),
+    _passing("no byte of an answer", Fault.stall(), APITimeoutError),
+    _passing("a byte a second", Fault.drip(1.0), APITimeoutError),
+    _passing("bytes that are no HTTP", Fault.garbage(), APIConnectionError),
+    _passing("headers of 64 KiB", Fault.oversized_headers(), APIConnectionError),
+    _taken("a kept-alive connection closed after an answer", Fault.close_after()),
+)
+
+ANSWERS = (
+    _passing("200 with a page of HTML", _ODD["html"], APIResponseValidationError),
+    _passing("200 with nothing", _ODD["empty"], APIResponseValidationError),
+    _passing("204", Fault.status(204), APIResponseValidationError),
+    _passing("`null`", _ODD["null"], APIResponseValidationError),
+    _passing("JSON cut short", _ODD["cut short"], APIResponseValidationError),
+    _passing("no `status`", _ODD["no status"], APIResponseValidationError),
+    _passing("bytes that are not UTF-8", _ODD["not UTF-8"], APIResponseValidationError),
+    _passing("UTF-16", _ODD["UTF-16"], APIResponseValidationError),
+    _passing("`NaN`", _ODD["NaN"], APIResponseValidationError),
+    _passing("an integer of 5,000 digits", _ODD["huge integer"], APIResponseValidationError),
+    _passing("100,000 brackets", _ODD["deep nesting"], APIResponseValidationError),
+    _passing("gzip that unpacks to 64 MiB", Fault.gzip_bomb(64 * 2**20), APIResponseValidationError),
+    _passing("a body without end", Fault.endless(), APIResponseValidationError),
+    _taken("a byte order mark before the JSON", _ODD["BOM"]),
+    _taken("JSON that is said to be text", _ODD["wrong content type"]),
+    _taken("no `Content-Type`", _ODD["no content type"]),
+    _taken("another `taskId` than asked for; logged once", _ODD["wrong id"]),
+    _taken("a status that goes back", _says("processing"), _says("pending")),
+)
+
+ROWS = (*STATUSES, *CONNECTION, *ANSWERS)

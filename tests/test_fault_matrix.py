@@ -1,0 +1,139 @@
+"""Each fault of `fault_matrix.py`, met once and met for good, by each way to ask."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import now
+from fault_matrix import (
+    ATTEMPTS,
+    INTERVAL,
+    MAX_BYTES,
+    MAX_OUTAGE,
+    POLL,
+    REQUEST_TIMEOUT,
+    ROWS,
+)
+
+from xai_tasks import TaskClient, XaiTasksError
+from xai_tasks.testing import TaskServer
+
+JITTER = 0.5 + 1 + 2
+"""Seconds that the three sleeps between four attempts take at most."""
+LOOK = ATTEMPTS * REQUEST_TIMEOUT + JITTER
+"""Seconds that a look takes at most, pauses aside."""
+SLACK = 1.0
+
+pytestmark = pytest.mark.fake_clock
+
+
+async def get(client):
+    return await client.get("a")
+
+
+async def wait(client):
+    return await client.wait("a")
+
+
+async def as_completed(client):
+    [outcome] = [outcome async for outcome in client.as_completed(["a"])]
+    return outcome.unwrap()
+
+
+VERBS = [get, wait, as_completed]
+
+each_fault = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.what)
+each_lasting_fault = pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.error], ids=lambda row: row.what
+)
+each_verb = pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+
+
+@pytest.fixture
+async def server():
+    async with TaskServer() as server:
+        server.add("a", result={"videoUrl": "https://videos.invalid/a.mp4"})
+        server.add("b", result={})
+        yield server
+
+
+@pytest.fixture
+async def client(server):
+    client = TaskClient(
+        "test",
+        base_url=server.url,
+        poll=POLL,
+        request_timeout=REQUEST_TIMEOUT,
+        max_response_bytes=MAX_BYTES,
+    )
+    async with client:
+        yield client
+    assert client.stats.waiting == 0
+    assert client.stats.in_flight == 0
+
+
+async def outcome_of(verb, client):
+    """Give what the verb returns or raises, and the seconds that it took."""
+    began = now()
+    try:
+        answer = await verb(client)
+    except XaiTasksError as error:
+        answer = error
+    return answer, now() - began
+
+
+@each_verb
+@each_fault
+async def test_a_fault_met_once(row, verb, server, client):
+    server.fault("a", *row.faults)
+
+    answer, seconds = await outcome_of(verb, client)
+
+    survived = row.error is None or (row.retried if verb is get else row.retried or row.outlived)
+    if survived:
+        assert answer.succeeded or (verb is get and row.error is None)
+        assert server.count("a") <= len(row.faults) + 1
+    else:
+        assert type(answer) is row.error
+        assert answer.task_id == "a"
+        assert server.count("a") == 1
+    # After a pause the rate finder lets the first request go when it has half the pause's worth of silence behind it.
+    assert seconds <= REQUEST_TIMEOUT + 1.5 * row.pause + max(JITTER, len(row.faults) * INTERVAL) + SLACK
+    assert (await client.get("b")).succeeded
+    assert server.count("b") <= 2  # a connection that the fault left dead is aiohttp's to notice
+    assert server.faults_fired == list(row.faults[: server.count("a")])
+
+
+@each_lasting_fault
+async def test_get_of_a_fault_that_lasts(row, server, client):
+    server.disturb(1.0, *row.faults)
+
+    error, seconds = await outcome_of(get, client)
+
+    assert type(error) is row.error
+    assert error.task_id == "a"
+    assert server.count() == row.most_of_get
+    assert seconds <= LOOK + ATTEMPTS * row.pause + SLACK
+    server.disturb(0.0)
+    assert (await client.get("b")).succeeded
+
+
+@pytest.mark.parametrize("verb", [wait, as_completed], ids=lambda verb: verb.__name__)
+@each_lasting_fault
+async def test_a_wait_for_a_task_whose_fault_lasts(row, verb, server, client):
+    server.disturb(1.0, *row.faults)
+
+    error, seconds = await outcome_of(verb, client)
+
+    assert type(error) is row.error
+    assert error.task_id == "a"
+    assert server.count() <= row.most_of_wait
+    if row.outlived:
+        # Refused by 429s alone, the client slows down, so that the look that is to fail takes about as long again.
+        late = LOOK + INTERVAL + row.pause if row.outage else 2 * MAX_OUTAGE
+        assert MAX_OUTAGE <= seconds <= MAX_OUTAGE + late + SLACK
+    else:
+        assert server.count() == 1
+        assert seconds <= LOOK
+    server.disturb(0.0)
+    assert (await client.get("b")).succeeded
+    assert (await client.wait("b")).succeeded
