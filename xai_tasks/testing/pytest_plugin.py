@@ -14,14 +14,18 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from typing import cast
 
 import pytest
+from tenacity import wait_fixed
 
-from xai_tasks import TaskClient
+from xai_tasks import PollPolicy, TaskClient
 from xai_tasks.testing._server import TaskServer
 
 try:
     import pytest_asyncio
 except ImportError:
     pytest_asyncio = None  # type: ignore[assignment]  # mypy has no optional modules
+
+
+_POLL = PollPolicy(wait=wait_fixed(0.02))
 
 
 @pytest.fixture
@@ -36,7 +40,10 @@ def xai_task_server() -> Generator[TaskServer, None, None]:
 
 @pytest.fixture
 def xai_task_client(request: pytest.FixtureRequest) -> TaskClient:
-    """Give one asynchronous test a `TaskClient` for its `xai_task_server`, closed when the test is over."""
+    """Give one asynchronous test a `TaskClient` for its `xai_task_server`, closed when the test is over.
+
+    It polls every 20 ms, as a test wants it, not at the pace of a real job.
+    """
     item = request.node
     if pytest_asyncio is not None and pytest_asyncio.is_async_test(item):
         marker = item.get_closest_marker("asyncio")
@@ -55,7 +62,7 @@ def xai_task_client(request: pytest.FixtureRequest) -> TaskClient:
 
 def _client() -> Callable[[TaskServer], AsyncGenerator[TaskClient, None]]:
     async def client(xai_task_server: TaskServer) -> AsyncGenerator[TaskClient, None]:
-        async with TaskClient("test", base_url=xai_task_server.url) as client:
+        async with TaskClient("test", base_url=xai_task_server.url, poll=_POLL) as client:
             yield client
 
     # A function of its own for each fixture: pytest-asyncio notes the scope on the function.
