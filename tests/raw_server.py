@@ -56,6 +56,7 @@ class RawServer:
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -65,10 +66,6 @@ class RawServer:
         if self._open:
             await asyncio.wait(self._open)
         await self._server.wait_closed()
-
-    @property
-    def port(self) -> int:
-        return self._server.sockets[0].getsockname()[1]
 
     @property
     def url(self) -> str:

@@ -1,0 +1,1054 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+import gzip
+import json
+import math
+import ssl
+import time
+import tracemalloc
+import warnings
+import zlib
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from urllib.parse import unquote_to_bytes
+
+import aiohttp
+import pytest
+import trustme
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from raw_server import RawServer, reset, response, silence
+
+from xai_tasks import (
+    APIConnectionError,
+    APIResponseValidationError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    ClientClosedError,
+    ConfigurationError,
+    InvalidTaskIdError,
+    NotFoundError,
+    PaymentRequiredError,
+    PermissionDeniedError,
+    RateLimitError,
+    ServerError,
+    TaskStatus,
+    __version__,
+)
+from xai_tasks._credentials import Credentials
+from xai_tasks._errors import printable
+from xai_tasks._transport import Transport, check_base_url, parse_retry_after
+
+KEY = "sk-test-0123456789"
+PENDING = b'{"taskId": "a", "status": "pending"}'
+
+NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+async def server():
+    async with RawServer(response(200, PENDING)) as server:
+        yield server
+
+
+@pytest.fixture
+async def make(server):
+    """Make transports to the server, closed at the test's end."""
+    made = []
+
+    def make(base_url=None, **options):
+        options = {
+            "session": None,
+            "request_timeout": 30.0,
+            "max_bytes": 2**20,
+            "user_agent": None,
+            **options,
+        }
+        credentials = options.pop("credentials", None) or Credentials(KEY)
+        made.append(Transport(credentials, server.url if base_url is None else base_url, **options))
+        return made[-1]
+
+    yield make
+    for transport in made:
+        await transport.close()
+
+
+@pytest.fixture
+def transport(make):
+    return make()
+
+
+async def failure(transport, cls, task_id="a"):
+    with pytest.raises(cls) as caught:
+        await transport.fetch(task_id)
+    assert type(caught.value) is cls
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    return caught.value
+
+
+# What is sent.
+
+
+async def test_a_request_is_one_get_with_the_key_and_who_asks(server, transport):
+    await transport.fetch("a")
+
+    assert server.requests[0].startswith(b"GET /xai/tasks?taskId=a HTTP/1.1\r\n")
+    assert server.header("Authorization") == f"Bearer {KEY}"
+    assert server.header("Accept") == "application/json"
+    assert server.header("User-Agent").startswith(
+        f"xai-tasks/{__version__} aiohttp/{aiohttp.__version__} Python/"
+    )
+    assert server.header("Content-Length") is None
+
+
+async def test_a_user_agent_goes_in_front_of_the_librarys_own(server, make):
+    await make(user_agent="shop/1.0").fetch("a")
+
+    assert server.header("User-Agent").startswith(f"shop/1.0 xai-tasks/{__version__} ")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(
+        ["&", "#", "+", "%", "/", "?", "a b", "任务", "%2F", "&taskId=b", "../..", "\x00", "\r\n", "🎬", "."]
+    )
+    | st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+)
+async def test_any_id_reaches_the_server_as_it_is_in_one_parameter(server, transport, task_id):
+    await transport.fetch(task_id)
+
+    path, _, query = server.target().partition("?")
+    name, _, value = query.partition("=")
+    assert (path, name) == ("/xai/tasks", "taskId")
+    assert not set(value) & set("&#+/?= ")
+    assert unquote_to_bytes(value).decode() == task_id
+
+
+@pytest.mark.parametrize("task_id", ["\ud800", "a\udfff"])
+async def test_an_id_that_no_url_can_hold_is_refused_before_any_request(server, transport, task_id):
+    error = await failure(transport, InvalidTaskIdError, task_id)
+
+    assert "lone surrogate" in str(error)
+    assert str(error).isprintable()
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("", "/xai/tasks"),
+        ("/", "/xai/tasks"),
+        ("/gateway", "/gateway/xai/tasks"),
+        ("/gateway/v1/", "/gateway/v1/xai/tasks"),
+        ("/a%2Fb/c%20d", "/a%2Fb/c%20d/xai/tasks"),
+        ("/ü", "/%C3%BC/xai/tasks"),
+    ],
+)
+async def test_a_path_in_the_base_url_is_kept(server, make, given, path):
+    await make(check_base_url(server.url + given, allow_insecure_http=False)).fetch("a")
+
+    assert server.target() == f"{path}?taskId=a"
+
+
+async def test_a_renewed_key_is_the_one_that_is_sent(server, make):
+    keys = iter(["sk-first-key", "sk-second-key"])
+    credentials = Credentials(lambda: next(keys))
+    transport = make(credentials=credentials)
+    sent = []
+
+    for version in (0, 1):
+        await credentials.renew(version)
+        await transport.fetch("a")
+        sent.append(server.header("Authorization"))
+
+    assert sent == ["Bearer sk-first-key", "Bearer sk-second-key"]
+
+
+# Good answers.
+
+
+async def test_an_answer_comes_back_with_its_bytes_and_what_the_server_says_of_time(server, transport):
+    server.default = response(200, PENDING, {"Date": "Thu, 02 Jan 2025 12:00:00 GMT", "Retry-After": "7"})
+
+    look = await transport.fetch("a")
+
+    assert (look.task.task_id, look.task.status) == ("a", TaskStatus.PENDING)
+    assert (look.body, look.server_time, look.retry_after) == (PENDING, NOON.timestamp(), 7.0)
+
+
+async def test_an_answer_without_times_has_none(transport):
+    look = await transport.fetch("a")
+
+    assert (look.server_time, look.retry_after) == (None, None)
+
+
+async def test_each_answers_date_is_its_own(server, transport):
+    dates = [
+        "Thu, 02 Jan 2025 12:00:00 GMT",
+        "Thu, 02 Jan 2025 12:00:00 GMT",
+        "soon",
+        "Thu, 02 Jan 2025 12:00:01 GMT",
+    ]
+    server.answers.extend(response(200, PENDING, {"Date": date}) for date in dates)
+
+    times = [(await transport.fetch("a")).server_time for _ in dates]
+
+    assert times == [NOON.timestamp(), NOON.timestamp(), None, NOON.timestamp() + 1]
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 203, 206, 299])
+async def test_any_2xx_with_a_task_is_an_answer(server, transport, status):
+    server.default = response(status, PENDING)
+
+    assert (await transport.fetch("a")).task.task_id == "a"
+
+
+@pytest.mark.parametrize(
+    "content_type", ["", "text/html", "application/octet-stream", "application/json; charset=gbk", "???"]
+)
+async def test_the_content_type_does_not_matter(server, transport, content_type):
+    body = '{"taskId": "任务", "status": "pending"}'.encode()
+    server.default = response(200, body, content_type=content_type)
+
+    assert (await transport.fetch("a")).task.task_id == "任务"
+
+
+async def test_a_byte_order_mark_is_no_obstacle(server, transport):
+    server.default = response(200, b"\xef\xbb\xbf" + PENDING)
+
+    assert (await transport.fetch("a")).task.task_id == "a"
+
+
+@pytest.mark.parametrize(("coding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+async def test_a_compressed_answer_is_decompressed(server, transport, coding, compress):
+    server.default = response(200, compress(PENDING), {"Content-Encoding": coding})
+
+    assert (await transport.fetch("a")).body == PENDING
+
+
+async def test_an_answer_in_many_pieces_is_put_together(server, transport):
+    body = json.dumps({"taskId": "a", "status": "completed", "result": "x" * 300_000}).encode()
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    chunks = (body[i : i + 1000] for i in range(0, len(body), 1000))
+    server.default = head + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+
+    assert (await transport.fetch("a")).body == body
+
+
+async def test_a_connection_is_kept_for_the_next_request(server, transport):
+    ports = []
+
+    async def keep_alive(reader, writer):
+        ports.append(writer.get_extra_info("peername"))
+        answer = response(200, PENDING).replace(b"Connection: close\r\n", b"")
+        writer.write(answer)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await reader.read()
+
+    server.default = keep_alive
+    await transport.fetch("a")
+    await transport.fetch("b")
+
+    assert len(ports) == 1
+
+
+# Malformed answers.
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (response(204), "HTTP 204, but the answer can't be read: its body is empty"),
+        (response(200, b""), "its body is empty"),
+        (response(200, b"\n \n"), "its body is empty"),
+        (response(200, b"<html>maintenance</html>", content_type="text/html"), "Expecting value"),
+        (response(200, b"[]"), "an object was expected, not list"),
+        (response(200, b'{"code": 0, "data": {}}'), "'taskId' is missing or no string"),
+        (response(200, PENDING[:-1]), "Expecting"),
+        (response(200, b'{"taskId": "a", "status": "pending", "result": NaN}'), "NaN is not JSON"),
+        (response(200, b'{"taskId": "a", "status": "pending", "result": %s}' % (b"9" * 5000)), "4300"),
+        (response(200, b"[" * 100_000), "nested too deeply"),
+        (response(200, b'{"taskId": "\xff"}'), "invalid start byte"),
+    ],
+)
+async def test_an_answer_that_is_no_task_is_a_validation_error_that_shows_its_beginning(
+    server, transport, answer, problem
+):
+    server.default = answer
+
+    error = await failure(transport, APIResponseValidationError)
+
+    assert problem in str(error)
+    assert error.status_code == int(answer.split()[1])
+    assert error.task_id == "a"
+    assert error.body == printable(answer.partition(b"\r\n\r\n")[2].decode("utf-8", "replace"))
+    assert repr(error.body) in str(error)
+
+
+# The cap on bodies.
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+async def test_a_body_may_be_as_large_as_the_cap_and_no_larger(server, make, excess):
+    transport = make(max_bytes=len(PENDING) - excess)
+
+    if excess:
+        error = await failure(transport, APIResponseValidationError)
+        assert f"the answer is larger than {len(PENDING) - 1} bytes" in str(error)
+    else:
+        assert (await transport.fetch("a")).body == PENDING
+
+
+def gzip_bomb(mebibytes):
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return b"".join(squeeze.compress(b" " * 2**20) for _ in range(mebibytes)) + squeeze.flush()
+
+
+@pytest.mark.parametrize(("status", "cls"), [(200, APIResponseValidationError), (503, ServerError)])
+async def test_a_gzip_bomb_is_stopped_while_it_is_being_read(server, transport, status, cls):
+    server.default = response(status, gzip_bomb(200), {"Content-Encoding": "gzip"})
+    tracemalloc.start()
+    try:
+        await failure(transport, cls)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 20 * 2**20
+
+
+@pytest.mark.parametrize(("status", "cls"), [(200, APIResponseValidationError), (500, ServerError)])
+async def test_an_endless_body_is_cut_off_and_its_connection_closed(server, transport, status, cls):
+    gone = asyncio.Event()
+
+    async def endless(reader, writer):
+        writer.write(f"HTTP/1.1 {status} OK\r\nContent-Type: application/json\r\n\r\n".encode())
+        try:
+            while True:
+                writer.write(b" " * 2**16)
+                await writer.drain()
+        finally:
+            gone.set()
+
+    server.default = endless
+    await failure(transport, cls)
+
+    await asyncio.wait_for(gone.wait(), 10)
+
+
+# HTTP errors.
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"message": "no"}', "no"),
+        (b'{"error": "no"}', "no"),
+        (b'{"errorMessage": "no"}', "no"),
+        (b'{"detail": "no"}', "no"),
+        (b'{"msg": "no"}', "no"),
+        (b'{"title": "Unauthorized", "status": 401}', "Unauthorized"),
+        (b'{"title": "Bad", "detail": "no"}', "no"),
+        (b'{"error": {"message": "no", "code": 7}}', "no"),
+        (b'{"error": true, "message": "no"}', "no"),
+        (b'{"message": ["no", "nor that"]}', "no; nor that"),
+        (b'{"detail": [{"loc": ["query"], "msg": "no"}, {"msg": "nor that"}]}', "no; nor that"),
+        (b'{"detail": [7, "no"]}', "no"),
+        (b'{"message": "  ", "detail": " no "}', "no"),
+        (b'"no"', "no"),
+        (b'["no"]', "no"),
+        (b"\xef\xbb\xbf" + b'{"message": "no"}', "no"),
+        ('{"message": "余额不足"}'.encode(), "余额不足"),
+        (b'{"message": "no\\u001b[31m\\nno"}', r"no\x1b[31m\nno"),
+        (b'{"message": "%s"}' % (b"x" * 600), "x" * 500 + "…"),
+        (b'{"error": {"error": {"error": {"error": {"error": "too deep"}}}}}', None),
+        (b'[[[[["too deep"]]]]]', None),
+        (b'{"code": 7}', None),
+        (b"[]", None),
+        (b"7", None),
+        (b"null", None),
+        (b"", None),
+        (b"<html><h1>502</h1></html>", None),
+        (b'{"message": "\xff"}', None),
+        (b"[" * 60_000, None),
+    ],
+)  # fmt: skip
+async def test_the_servers_words_are_found_whatever_the_shape_of_the_body(server, transport, body, message):
+    server.default = response(400, body)
+
+    error = await failure(transport, BadRequestError)
+
+    assert error.message == message
+    assert str(error) == ("task 'a': HTTP 400" if message is None else f"task 'a': HTTP 400: {message}")
+    assert error.body == printable(body.decode("utf-8", "replace"))
+
+
+@pytest.mark.parametrize(
+    ("body", "trace_id"),
+    [
+        (b'{"traceId": "t1"}', "t1"),
+        (b'{"trace_id": "t1"}', "t1"),
+        (b'{"traceId": "t\\n1"}', r"t\n1"),
+        (b'{"traceId": 7}', None),
+        (b'{"traceId": null}', None),
+        (b'["traceId"]', None),
+    ],
+)
+async def test_the_trace_id_is_found_and_named(server, transport, body, trace_id):
+    server.default = response(500, body)
+
+    error = await failure(transport, ServerError)
+
+    assert error.trace_id == trace_id
+    assert ("(trace id" in str(error)) is (trace_id is not None)
+
+
+async def test_a_status_errors_message_tells_all_that_is_known(server, transport):
+    server.default = response(429, b'{"message": "slow down", "traceId": "t1"}', {"Retry-After": "1.5"})
+
+    error = await failure(transport, RateLimitError)
+
+    assert str(error) == "task 'a': HTTP 429: slow down (trace id t1) (retry after 1.5 s)"
+    assert (error.status_code, error.retry_after, error.task_id) == (429, 1.5, "a")
+
+
+@pytest.mark.parametrize(
+    ("status", "cls", "hint"),
+    [
+        (401, AuthenticationError, "the API key was refused"),
+        (402, PaymentRequiredError, "balance"),
+        (403, PermissionDeniedError, "may not see this task"),
+        (404, NotFoundError, "check the id, and that the key belongs to the account that made it"),
+    ],
+)
+async def test_a_refusal_says_what_to_check(server, transport, status, cls, hint):
+    server.default = response(status)
+
+    assert hint in str(await failure(transport, cls))
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_never_followed_and_told(server, make, status):
+    async with RawServer(response(200, PENDING)) as elsewhere:
+        server.default = response(status, b"", {"Location": f"{elsewhere.url}/\x1b"})
+
+        error = await failure(make(), APIStatusError)
+
+        assert elsewhere.requests == []
+    assert len(server.requests) == 1
+    assert error.status_code == status
+    assert rf"a redirect to {elsewhere.url}/\x1b, which is never followed; check base_url" in str(error)
+
+
+@pytest.mark.parametrize("status", [300, 304])
+async def test_a_3xx_that_leads_nowhere_is_a_plain_status_error(server, transport, status):
+    server.default = response(status)
+
+    assert str(await failure(transport, APIStatusError)) == f"task 'a': HTTP {status}"
+
+
+async def test_switching_protocols_is_a_plain_status_error(server, transport):
+    server.default = b"HTTP/1.1 101 Yes\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"
+
+    assert (await failure(transport, APIStatusError)).status_code == 101
+
+
+# Faults of the connection.
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(reset, id="reset"),
+        pytest.param(b"", id="closed"),
+        pytest.param(b"\x16\x03\x01 garbage \xff\r\n\r\n", id="garbage"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Le", id="closed inside the headers"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}", id="closed inside the body"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", id="chunks without end"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello", id="broken chunking"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", id="negative length"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", id="oversized header"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000 + b"\r\n", id="too many headers"),
+        pytest.param(response(200, b"no gzip", {"Content-Encoding": "gzip"}), id="no gzip"),
+    ],
+)  # fmt: skip
+async def test_a_fault_on_the_wire_is_a_connection_error(server, transport, answer):
+    server.default = answer
+
+    error = await failure(transport, APIConnectionError)
+
+    assert error.task_id == "a"
+    assert str(error).isprintable()
+    server.default = response(200, PENDING)
+    assert (await transport.fetch("a")).task.task_id == "a"
+
+
+async def test_a_refused_connection_is_a_connection_error_that_names_the_place(server, transport):
+    await server.__aexit__()
+
+    error = await failure(transport, APIConnectionError)
+
+    assert "ClientConnectorError: Cannot connect to host 127.0.0.1" in str(error)
+
+
+async def test_a_name_that_does_not_resolve_is_a_connection_error(make):
+    error = await failure(make("https://nowhere.invalid"), APIConnectionError)
+
+    assert "nowhere.invalid" in str(error)
+
+
+def _raises(error):
+    async def middleware(request, handler):
+        raise error
+
+    return middleware
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), "Connection timed out"),
+        (TimeoutError(), "TimeoutError"),
+        (ssl.SSLError(1, "bad record"), "bad record"),
+        (ValueError("odd"), "ValueError: odd"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "odd"), "UnicodeDecodeError"),
+        (RuntimeError(), "RuntimeError"),
+        (aiohttp.InvalidURL("http://x"), "InvalidURL: http://x"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_whatever_the_http_library_lets_through_is_a_connection_error(make, fault, text):
+    async with aiohttp.ClientSession(middlewares=[_raises(fault)]) as session:
+        error = await failure(make(session=session), APIConnectionError)
+
+    assert text in str(error)
+    assert "no whole answer within" not in str(error)
+
+
+async def test_an_unfit_certificate_is_a_connection_error():
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    async with RawServer(response(200, PENDING), tls=context) as server:
+        transport = Transport(
+            Credentials(KEY), server.url, session=None, request_timeout=30, max_bytes=1000, user_agent=None
+        )
+        error = await failure(transport, APIConnectionError)
+        await transport.close()
+
+    assert "CERTIFICATE_VERIFY_FAILED" in str(error)
+    assert server.requests == []
+
+
+async def test_a_trusted_certificate_is_taken(make):
+    authority = trustme.CA()
+    theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    ours = ssl.create_default_context()
+    authority.configure_trust(ours)
+    async with (
+        RawServer(response(200, PENDING), tls=theirs) as server,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=ours)) as session,
+    ):
+        look = await make(server.url, session=session).fetch("a")
+
+    assert look.task.task_id == "a"
+
+
+# Time.
+
+
+@pytest.mark.parametrize("where", ["before the answer", "inside the headers", "inside the body"])
+async def test_a_stalled_answer_is_a_timeout(server, make, where):
+    whole = response(200, PENDING)
+    sent = {"before the answer": 0, "inside the headers": 20, "inside the body": len(whole) - 3}[where]
+
+    async def stall(reader, writer):
+        writer.write(whole[:sent])
+        await reader.read()
+
+    server.default = stall
+    transport = make(request_timeout=0.1)
+    error = await failure(transport, APITimeoutError)
+
+    assert "task 'a': no whole answer within 0.1 s" in str(error)
+    server.default = whole
+    assert (await transport.fetch("a")).task.task_id == "a"
+
+
+async def test_an_answer_that_drips_is_a_timeout_though_something_always_comes(server, make):
+    async def drip(reader, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while True:
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    server.default = drip
+    begun = time.monotonic()
+    await failure(make(request_timeout=0.2), APITimeoutError)
+
+    assert time.monotonic() - begun < 10
+
+
+async def test_connecting_counts_into_the_timeout(server, make):
+    class NeverResolves(aiohttp.abc.AbstractResolver):
+        async def resolve(self, *args, **kwargs):
+            await asyncio.Event().wait()
+
+        async def close(self):
+            pass
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=NeverResolves())) as session:
+        await failure(make("https://example.invalid", session=session, request_timeout=0.1), APITimeoutError)
+
+
+async def test_cancellation_passes_through_and_closes_the_connection(server, transport):
+    gone = asyncio.Event()
+
+    async def stall(reader, writer):
+        await reader.read()
+        gone.set()
+
+    server.default = stall
+    fetch = asyncio.create_task(transport.fetch("a"))
+    await server.arrived.wait()
+    fetch.cancel("enough")
+
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await fetch
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    await asyncio.wait_for(gone.wait(), 10)
+
+
+async def test_a_timeout_of_the_callers_own_stays_its_own(server, transport):
+    server.default = silence
+
+    with pytest.raises(TimeoutError) as caught:
+        async with asyncio.timeout(0.05):
+            await transport.fetch("a")
+
+    assert type(caught.value) is TimeoutError
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_passes_through(interrupt):
+    async def main():
+        async with aiohttp.ClientSession(middlewares=[_raises(interrupt())]) as session:
+            transport = Transport(
+                Credentials(KEY),
+                "http://127.0.0.1:9",
+                session=session,
+                request_timeout=30,
+                max_bytes=1000,
+                user_agent=None,
+            )
+            await transport.fetch("a")
+
+    with pytest.raises(interrupt):
+        asyncio.run(main())
+
+
+# Closing.
+
+
+async def test_a_closed_transport_asks_nothing_and_closing_twice_is_fine(server, transport):
+    await transport.fetch("a")
+    await transport.close()
+    await transport.close()
+
+    assert "closed" in str(await failure(transport, ClientClosedError))
+    assert len(server.requests) == 1
+
+
+async def test_a_transport_never_used_closes_too(transport):
+    await transport.close()
+
+    assert transport.closed
+
+
+async def test_closing_ends_a_request_under_way(server, transport):
+    server.default = silence
+    fetch = asyncio.create_task(transport.fetch("a\n"))
+    await server.arrived.wait()
+
+    await transport.close()
+
+    with pytest.raises(ClientClosedError, match=r"the client was closed while it asked for task 'a\\\\n'"):
+        await fetch
+
+
+# A borrowed session.
+
+
+async def test_a_borrowed_session_is_used_and_never_closed(server, make):
+    async with aiohttp.ClientSession() as session:
+        transport = make(session=session)
+        await transport.fetch("a")
+        await transport.close()
+
+        assert not session.closed
+        async with session.get(server.url) as answer:
+            assert answer.status == 200
+
+
+async def test_a_borrowed_session_that_is_closed_is_told_apart(make):
+    async with aiohttp.ClientSession() as session:
+        transport = make(session=session)
+
+    assert "the borrowed session is closed" in str(await failure(transport, ClientClosedError))
+
+
+async def test_a_borrowed_session_closed_during_a_request_is_a_connection_error_first(server, make):
+    server.default = silence
+    session = aiohttp.ClientSession()
+    transport = make(session=session)
+    fetch = asyncio.create_task(transport.fetch("a"))
+    await server.arrived.wait()
+
+    await session.close()
+
+    with pytest.raises(APIConnectionError):
+        await fetch
+    await failure(transport, ClientClosedError)
+
+
+def basic_auth():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # not in the oldest aiohttp that is supported
+        return aiohttp.BasicAuth("them", "pw")
+
+
+async def refuse_all(response):
+    raise AssertionError("called")
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"raise_for_status": True},
+        {"raise_for_status": refuse_all},
+        {"base_url": "http://127.0.0.1:9/elsewhere/"},
+        {"headers": {"authorization": "Basic Zm9vOmJhcg==", "ACCEPT": "text/html", "user-agent": "theirs"}},
+        {"auth": basic_auth()},
+        {"auth": basic_auth(), "base_url": "{server}/"},
+        {"timeout": aiohttp.ClientTimeout(total=1e-3)},
+        {"timeout": aiohttp.ClientTimeout(sock_connect=1e-3, sock_read=1e-3, connect=1e-3)},
+        {"auto_decompress": False},
+        {"read_bufsize": 1},
+        {"skip_auto_headers": ["User-Agent", "Accept", "Authorization"]},
+        {"cookies": {"theirs": "kept"}},
+        {"version": aiohttp.HttpVersion10},
+        {"requote_redirect_url": False},
+    ],
+    ids=lambda defaults: ",".join(defaults),
+)
+@pytest.mark.filterwarnings("ignore:The 'auth' parameter is deprecated:DeprecationWarning")
+async def test_a_borrowed_sessions_own_defaults_do_not_break_a_request(server, make, defaults):
+    async def late(reader, writer):
+        await asyncio.sleep(0.02)
+        writer.write(response(200, gzip.compress(PENDING), {"Content-Encoding": "gzip"}))
+
+    server.default = late
+    if "base_url" in defaults:
+        defaults = {**defaults, "base_url": defaults["base_url"].format(server=server.url)}
+    async with aiohttp.ClientSession(**defaults) as session:
+        transport = make(session=session)
+        look = await transport.fetch("a b&c")
+        server.default = response(404)
+        with pytest.raises(APIStatusError, match="HTTP 404"):
+            await transport.fetch("a b&c")
+
+    assert look.body == PENDING
+    for request in (0, 1):
+        assert server.header("Authorization", request) == f"Bearer {KEY}"
+        assert server.header("Accept", request) == "application/json"
+        assert server.header("User-Agent", request).startswith("xai-tasks/")
+        assert server.target(request) == "/xai/tasks?taskId=a%20b%26c"
+
+
+async def test_a_borrowed_session_that_trusts_the_environment_still_sends_our_key(
+    server, make, tmp_path, monkeypatch
+):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login them password pw\ndefault login them password pw\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    async with aiohttp.ClientSession(trust_env=True) as session:
+        await make(session=session).fetch("a")
+
+    assert server.header("Authorization") == f"Bearer {KEY}"
+
+
+@pytest.mark.filterwarnings("ignore:The 'auth' parameter is deprecated:DeprecationWarning")
+async def test_a_borrowed_sessions_middlewares_run_beside_our_own(server, make):
+    seen = []
+
+    async def tag(request, handler):
+        seen.append(request.headers.get("Authorization"))
+        request.headers["X-Tag"] = "theirs"
+        return await handler(request)
+
+    async with aiohttp.ClientSession(middlewares=[tag], auth=basic_auth()) as session:
+        await make(session=session).fetch("a")
+
+    assert server.header("X-Tag") == "theirs"
+    assert server.header("Authorization") == f"Bearer {KEY}"
+    assert seen == ["Basic dGhlbTpwdw=="]
+
+
+# The transport's own session.
+
+
+async def test_the_own_session_keeps_no_cookies(server, transport):
+    server.answers.append(response(200, PENDING, {"Set-Cookie": "session=1; Path=/"}))
+
+    await transport.fetch("a")
+    await transport.fetch("a")
+
+    assert [server.header("Cookie", request) for request in (0, 1)] == [None, None]
+
+
+async def test_the_own_session_reads_neither_netrc_nor_proxies_from_the_environment(
+    server, transport, tmp_path, monkeypatch
+):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login them password pw\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+    await transport.fetch("a")
+
+    assert server.header("Authorization") == f"Bearer {KEY}"
+
+
+async def test_the_own_session_opens_as_many_connections_as_it_is_asked_for(server, transport):
+    async def hold(reader, writer):
+        await everybody.wait()
+        writer.write(response(200, PENDING))
+
+    everybody = asyncio.Barrier(150)
+    server.default = hold
+
+    await asyncio.gather(*(transport.fetch("a") for _ in range(150)))
+
+    assert len(server.requests) == 150
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize("session", ["session", object(), aiohttp.ClientSession])
+async def test_a_session_that_is_none_is_refused_by_name(make, session):
+    with pytest.raises(TypeError, match=r"^session must be an aiohttp\.ClientSession, not "):
+        make(session=session)
+
+
+@pytest.mark.parametrize(
+    ("user_agent", "error"),
+    [
+        (7, TypeError),
+        (b"shop", TypeError),
+        ("shop\r\nX-Evil: 1", ValueError),
+        ("shop\x00", ValueError),
+        ("лавка", ValueError),
+    ],
+)
+async def test_a_user_agent_that_fits_no_header_is_refused_by_name(make, user_agent, error):
+    with pytest.raises(error, match="^user_agent must be "):
+        make(user_agent=user_agent)
+
+
+@pytest.mark.parametrize(
+    ("given", "base_url"),
+    [
+        ("https://api.mountsea.ai", "https://api.mountsea.ai"),
+        ("https://api.mountsea.ai/", "https://api.mountsea.ai"),
+        ("HTTPS://API.mountsea.AI/Path//", "https://api.mountsea.ai/Path"),
+        ("https://host:8443/prefix", "https://host:8443/prefix"),
+        ("https://host:443", "https://host"),
+        ("https://[2001:db8::1]:8443", "https://[2001:db8::1]:8443"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("http://localhost:8080", "http://localhost:8080"),
+        ("http://LOCALHOST", "http://localhost"),
+        ("http://127.0.0.1:8080/x", "http://127.0.0.1:8080/x"),
+        ("http://127.1.2.3", "http://127.1.2.3"),
+        ("http://[::1]:8080", "http://[::1]:8080"),
+    ],
+)
+def test_a_base_url_is_taken_without_its_last_slash(given, base_url):
+    assert check_base_url(given, allow_insecure_http=False) == base_url
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    ["", " ", "host", "host:8080", "//host", "/path", "https://", "https:///path", "https:host", "ftp://host",
+     "file:///etc/passwd", "ws://host", "https://host:99999", "https://host:port", "http://[::1", "https://ho st",
+     "https://host ", " https://host", "https://host\n", "https://host/\x00", "https://host/\x1b[31m",
+     "https://ho\\st", "https://host/\u2028"],
+)  # fmt: skip
+def test_what_is_no_base_url_is_refused_by_name(base_url):
+    with pytest.raises(
+        ConfigurationError, match="^base_url must be like https://host or https://host/prefix$"
+    ):
+        check_base_url(base_url, allow_insecure_http=True)
+
+
+@pytest.mark.parametrize(
+    "base_url", ["https://user@host", "https://user:pw@host", "https://:pw@host", "http://127.0.0.1@host"]
+)
+def test_credentials_in_a_base_url_are_refused_and_not_shown(base_url):
+    with pytest.raises(
+        ConfigurationError, match="^base_url must not hold credentials: pass the key as api_key$"
+    ):
+        check_base_url(base_url, allow_insecure_http=True)
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "https://host?",
+        "https://host/?",
+        "https://host?a=b",
+        "https://host#",
+        "https://host/#x",
+        "https://host?/",
+    ],
+)
+def test_a_query_or_a_fragment_in_a_base_url_is_refused(base_url):
+    with pytest.raises(ConfigurationError, match="^base_url must not have a query or a fragment$"):
+        check_base_url(base_url, allow_insecure_http=True)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["api.mountsea.ai", "10.0.0.1", "0.0.0.0", "128.0.0.1", "127.0.0.1.example", "localhost.example", "[::2]",
+     "[::ffff:127.0.0.1]", "2130706433"],
+)  # fmt: skip
+def test_plain_http_beyond_loopback_needs_to_be_allowed(host):
+    with pytest.raises(
+        ConfigurationError,
+        match="^base_url would send the key over plain http to .*allow_insecure_http=True$",
+    ):
+        check_base_url(f"http://{host}", allow_insecure_http=False)
+    assert check_base_url(f"http://{host}", allow_insecure_http=True).startswith("http://")
+
+
+@pytest.mark.parametrize("base_url", [None, 7, b"https://host"])
+def test_a_base_url_that_is_no_string_is_a_type_error(base_url):
+    with pytest.raises(TypeError, match="^base_url must be a string, not "):
+        check_base_url(base_url, allow_insecure_http=True)
+
+
+# Retry-After.
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "0"}, 0.0),
+        ({"Retry-After": "1.5"}, 1.5),
+        ({"Retry-After": " 7 "}, 7.0),
+        ({"Retry-After": "007"}, 7.0),
+        ({"Retry-After": "86400"}, 86400.0),
+        ({"retry-after-ms": "250"}, 0.25),
+        ({"retry-after-ms": "0.5"}, 0.0005),
+        ({"retry-after-ms": "250", "Retry-After": "7"}, 0.25),
+        ({"retry-after-ms": "soon", "Retry-After": "7"}, 7.0),
+        ({"retry-after-ms": "-1", "Retry-After": "7"}, 7.0),
+        ({"retry-after-ms": "nan", "Retry-After": "Thu, 02 Jan 2025 12:00:09 GMT"}, 9.0),
+        ({"Retry-After": "Thu, 02 Jan 2025 12:00:07 GMT"}, 7.0),
+        ({"Retry-After": "Thursday, 02-Jan-25 12:00:07 GMT"}, 7.0),
+        ({"Retry-After": "Thu Jan  2 12:00:07 2025"}, 7.0),
+        ({"Retry-After": "Thu, 02 Jan 2025 12:00:07 -0000"}, 7.0),
+        ({"Retry-After": "Thu, 02 Jan 2025 13:00:07 +0100"}, 7.0),
+        ({"Retry-After": "Thu, 02 Jan 2025 12:00:00 GMT"}, 0.0),
+        ({"Retry-After": "Thu, 02 Jan 2025 11:59:59 GMT"}, None),
+    ],
+)  # fmt: skip
+def test_every_form_of_retry_after_is_read(headers, seconds):
+    assert parse_retry_after(headers, NOON.timestamp()) == seconds
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", " ", "-1", "+7", "inf", "Infinity", "nan", "NaN", "1e3", "0x10", "7s", "7, 8", "1_000", "7.", ".7", "٧", "soon",
+     "9" * 400, "9" * 5000, "2025-01-02T12:00:07Z", "Thu, 32 Jan 2025 12:00:07 GMT", "Thu, 02 Jan 99999 12:00:07 GMT",
+     "Thu, 02 Jan 2025 12:00:07 +999999", "02 Jan", "Jan", ";", "\x00"],
+)  # fmt: skip
+@pytest.mark.parametrize("header", ["Retry-After", "retry-after-ms"])
+def test_a_malformed_retry_after_is_ignored(header, value):
+    assert parse_retry_after({header: value}, NOON.timestamp()) is None
+
+
+def test_a_date_counts_from_the_clock_where_the_answer_has_no_date():
+    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+
+    assert 50 < parse_retry_after({"Retry-After": in_a_minute}, None) <= 60
+
+
+@pytest.fixture
+def in_new_york(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "America/New_York")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+def test_a_date_without_a_zone_is_in_utc_wherever_we_are(in_new_york):
+    assert parse_retry_after({"Retry-After": "Thu Jan  2 12:00:07 2025"}, NOON.timestamp()) == 7.0
+
+
+@given(st.text() | st.from_regex(r"\A[0-9a-zA-Z ,:+.-]{0,40}\Z"), st.none() | st.floats(0, 4e9))
+def test_any_retry_after_gives_finite_seconds_or_nothing(value, server_time):
+    for header in ("Retry-After", "retry-after-ms"):
+        seconds = parse_retry_after({header: value}, server_time)
+
+        assert seconds is None or (math.isfinite(seconds) and seconds >= 0)
+
+
+async def test_a_date_on_the_wire_counts_from_the_answers_own_date(server, transport):
+    server.default = response(
+        503, b"", {"Date": "Thu, 02 Jan 2025 12:00:00 GMT", "Retry-After": "Thu, 02 Jan 2025 12:00:07 GMT"}
+    )
+
+    assert (await failure(transport, ServerError)).retry_after == 7.0
+
+
+# What an echo of the key leaves behind; the whole list is in test_security.
+
+
+async def test_an_answer_to_an_old_key_is_searched_for_the_old_key(server, make):
+    keys = iter(["sk-the-old-key", "sk-the-new-key"])
+    credentials = Credentials(lambda: next(keys))
+    await credentials.renew(0)
+    transport = make(credentials=credentials)
+    renewed = asyncio.Event()
+
+    async def echo_late(reader, writer):
+        await renewed.wait()
+        writer.write(response(401, b'{"message": "sk-the-old-key is no key"}'))
+
+    server.answers.append(echo_late)
+    old = asyncio.create_task(transport.fetch("a"))
+    await server.arrived.wait()
+    await credentials.renew(1)
+    await transport.fetch("a")
+    renewed.set()
+
+    with pytest.raises(AuthenticationError) as caught:
+        await old
+    assert caught.value.message == "[key] is no key"
