@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -122,8 +123,13 @@ class Retrying:
                 finally:
                     del answer  # with its frame in the error's traceback, each would keep the other alive
             answer.prepare_for_next_attempt()
-            await self._sleep(seconds)
+            # Taken before the sleep, or those who sleep at the same time would all spend the same tokens.
             self._budget -= _RETRY_COST
+            try:
+                await self._sleep(seconds)
+            except BaseException:
+                self._budget = min(self._policy.budget, self._budget + _RETRY_COST)
+                raise
             self._counters.retries += 1
             answer = await self._attempt(task_id, poll, answer)
         return answer
@@ -217,7 +223,10 @@ class Retrying:
         attempts.set_exception((type(error), error, None))
         attempts.outcome_timestamp = now  # by the loop's clock, which in tests may be a made-up one
         retry_after = error.retry_after if isinstance(error, APIStatusError) else None
-        attempts.delay = self._policy.wait(attempts) if retry_after is None else retry_after
+        delay = self._policy.wait(attempts) if retry_after is None else retry_after
+        if not math.isfinite(delay):
+            raise ValueError(f"the wait strategy of the retry policy gave {float(delay)} seconds")
+        attempts.delay = max(0.0, delay)
         return attempts
 
     async def _next_delay(self, attempts: _Attempts) -> float | None:
@@ -235,8 +244,9 @@ class Retrying:
     async def _sleep(self, seconds: float) -> None:
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_future()
-        await asyncio.wait([self._closing], timeout=seconds)
-        if self._closing.done():
+        if not self._throttle.closed:
+            await asyncio.wait([self._closing], timeout=seconds)
+        if self._throttle.closed:
             raise ClientClosedError("the client was closed")
 
 
