@@ -5,6 +5,7 @@ import math
 import pytest
 from fakes import refused
 
+from xai_tasks import APIConnectionError
 from xai_tasks._outage import Outage
 
 
@@ -70,14 +71,17 @@ def test_while_a_probe_is_under_way_there_is_no_other():
     assert outage.delay(1000.0) == math.inf
 
 
-def test_the_last_error_is_kept():
+def test_the_last_error_is_kept_without_the_frames_that_it_goes_through():
     outage = Outage()
     failing(outage, 10)
     last = refused("b")
 
     outage.failed(last, 0.0, probe=False)
+    with pytest.raises(APIConnectionError):
+        raise last
 
-    assert outage.error is last
+    assert str(outage.error) == str(last)
+    assert outage.error.__traceback__ is None
 
 
 def test_the_answer_that_ends_an_outage_says_so_once():

@@ -39,7 +39,8 @@ class Outage:
 
     def failed(self, error: APIError, now: float, *, probe: bool) -> bool:
         """Note a passing fault other than 429; True if with it an outage begins."""
-        self.error = error
+        # A copy: the error itself is raised, and would keep its traceback's frames alive for as long as the client.
+        self.error = error.for_task(error.task_id)
         if self.since is not None:
             if probe:
                 self._distance = min(2 * self._distance, LONGEST_DISTANCE)
