@@ -586,14 +586,18 @@ def test_whatever_is_cancelled_slots_and_tokens_come_back_and_nobody_starves(
         loop = asyncio.get_running_loop()
         throttle = Throttle(limit, rate)
         start = now()
-        served = set()
+        served, begun = set(), []
+
+        def pause(seconds):
+            begun.append((now(), seconds))
+            throttle.pause(now(), seconds)
 
         async def request(n, begin, hold, cancel, poll, answer):
             await asyncio.sleep(begin)
             probe = await throttle.acquire(poll=poll)
             try:
                 assert throttle.in_flight <= limit
-                assert now() >= throttle.paused_until
+                assert not any(begin < now() < begin + seconds for begin, seconds in begun)
                 served.add(n)
                 await asyncio.sleep(hold)
                 if answer == "answered":
@@ -608,7 +612,7 @@ def test_whatever_is_cancelled_slots_and_tokens_come_back_and_nobody_starves(
             if each["cancel"] is not None:
                 loop.call_at(start + each["cancel"], task.cancel)
         for when, seconds in pauses:
-            loop.call_at(start + when, lambda seconds=seconds: throttle.pause(now(), seconds))
+            loop.call_at(start + when, pause, seconds)
         if outage is not None:
             loop.call_at(start + outage, begin_outage, throttle)
         results = await asyncio.gather(*tasks, return_exceptions=True)
