@@ -124,15 +124,15 @@ class Credentials:
         async with self._lock:
             if self._source is None or self.version != version:
                 return
-            key, problem = await _checked(self._source())
-            if key is not None:
-                self.key, key = key, None
-                self.version += 1
+            problem = await self._take(self._source())
         if problem is not None:
             raise ConfigurationError(f"the key that the function api_key gave {problem}")
 
-
-async def _checked(answer: str | Awaitable[str]) -> tuple[str | None, str | None]:
-    key = await answer if inspect.isawaitable(answer) else answer
-    problem = _problem(key)
-    return (None, problem) if problem is not None else (key, None)
+    async def _take(self, answer: str | Awaitable[str]) -> str | None:
+        """Take the source's answer for the key, or say what is wrong with it."""
+        key = await answer if inspect.isawaitable(answer) else answer
+        problem = _problem(key)
+        if problem is None:
+            self.key = key
+            self.version += 1
+        return problem
