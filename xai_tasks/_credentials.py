@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import html
 import inspect
+import json
 import os
 import re
 from collections.abc import Awaitable, Callable
@@ -42,16 +43,22 @@ def _without_json_escapes(text: str) -> str:
 class Redactor:
     """Blots a key out of what a server wrote, where it echoes it by accident or malice."""
 
-    __slots__ = ("_key",)
+    __slots__ = ("_forms", "_key")
 
     def __init__(self, key: str | None) -> None:
         """Look for `key`; for None, and for a short one, nothing is blotted out."""
         self._key = key if key is not None and len(key) >= _MIN_SECRET else None
+        self._forms: set[bytes] = set()
+        if self._key is not None:
+            escaped = json.dumps(self._key)[1:-1]
+            # Some encoders escape slashes, which base64 has.
+            self._forms = {form.encode() for form in (self._key, escaped, escaped.replace("/", r"\/"))}
 
     def body(self, body: bytes) -> bytes:
-        """Give an answer's body without the key as it is."""
-        if self._key is not None and self._key.encode() in body:
-            return body.replace(self._key.encode(), b"[key]")
+        """Give an answer's body without the key, be it as it is or as JSON encoders write it."""
+        for form in self._forms:
+            if form in body:
+                body = body.replace(form, b"[key]")
         return body
 
     def text(self, text: str) -> str:
