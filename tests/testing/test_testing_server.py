@@ -335,7 +335,7 @@ async def test_the_key_can_be_changed_under_way(server, peer):
         ("GET", "/xai/tasks?taskId=nobody", 404, "There is no task 'nobody'"),
         ("GET", "/xai/tasks?taskId=task1-0", 404, "There is no task 'task1-0'"),
         ("GET", "/xai/tasks", 422, "taskId is required"),
-        ("GET", "/xai/tasks?taskId=", 422, "taskId is required"),
+        ("GET", "/xai/tasks?taskId=", 404, "There is no task ''"),
         ("GET", "/xai/tasks?taskid=a", 422, "taskId is required"),
         ("GET", "/xai/task?taskId=a", 404, "Cannot GET /xai/task?taskId=a"),
         ("GET", "/", 404, "Cannot GET /"),

@@ -54,7 +54,7 @@ class TaskServer:
 
     - An error is `{"statusCode": ..., "message": ..., "error": <the status's phrase>}` as JSON. 404 and 429 also have
       a `traceId`, 401 a `WWW-Authenticate: Bearer`, 405 (any method but GET) an `Allow`.
-    - No key or a wrong one: 401. No `taskId`, or an empty one: 422. An unknown one, or another path: 404.
+    - No key or a wrong one: 401. No `taskId`: 422. An unknown one, the empty one among them, or another path: 404.
     - Over the limit: 429, with the `Retry-After` that `limit` was given.
     - A completed task shows `result`, null if it has none; a failed, cancelled or timed out one `errorMessage` and
       `errorCode` where they were given. `finishedAt` comes with the end, `createdAt` and `traceId` always.
@@ -413,7 +413,7 @@ class TaskServer:
     def _due(self, request: web.BaseRequest, task_id: str | None, now: float) -> Reply:
         if (refused := self._gate.refuse(request, task_id, now)) is not None:
             return refused
-        if not task_id:
+        if task_id is None:
             return refusal(422, "taskId is required")
         try:
             return Reply(200, self._tasks.look(task_id, now, self._dated))
