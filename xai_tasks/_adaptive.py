@@ -18,7 +18,7 @@ from xai_tasks._planning import MEMORY, LifeTable, Limits, Plan
 
 _FIRST = 10
 """Ended tasks before the first plan."""
-_GROWTH = 0.2
+_GROWTH = 0.25
 """The share of new ends among those remembered that makes a new plan worth its while."""
 _SURPLUS = 1.5
 """Polls beyond the plan's own that a task may have had before it is polled no faster than at `interval`."""
@@ -42,11 +42,8 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
     every ended task; in a tenacity loop of your own call `observe`:
 
         strategy = wait_adaptive()
-        async for attempt in AsyncRetrying(wait=strategy, retry=retry_if_result(lambda task: not task.done)):
-            with attempt:
-                task = await fetch(task_id)
-            if not attempt.retry_state.outcome.failed:
-                attempt.retry_state.set_result(task)
+        polling = AsyncRetrying(wait=strategy, retry=retry_if_result(lambda task: not task.done))
+        task = await polling(client.get, "task-id")
         strategy.observe(task)
 
     Results may be of any type with `created_at` and `finished_at`; without those a task's age counts from the first look. Not
@@ -106,7 +103,7 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
         age = self._age(outcome.result(), getattr(retry_state, "server_time", None), elapsed)
         if retry_state.attempt_number == 1:
             self._waiting += 1
-            self._table.survived(0.0, age)
+            self._table.entered(age)
         else:
             self._table.survived(max(0.0, age - retry_state.upcoming_sleep), age)
         return self._wait(age, elapsed, retry_state.attempt_number)
@@ -164,8 +161,8 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
             wait = self.interval * math.sqrt(age / plan.end) * random.uniform(0.9, 1.1)
         else:
             wait = min(self.maximum, plan.next_poll(age) - age)
-            if attempt - 1 - plan.polls_between(age - elapsed, age) > _SURPLUS:
-                wait = max(wait, self.interval)
+            if wait < self.interval and attempt - 1 - plan.polls_between(age - elapsed, age) > _SURPLUS:
+                wait = self.interval
             # Jitter on the scale of the polls around the next one: the first, which may be far, must not miss its aim by more.
             landing = age + wait
             scale = min(wait, plan.next_poll(landing) - landing if landing < plan.end else self.interval)

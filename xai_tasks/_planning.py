@@ -15,17 +15,17 @@ _CELLS = 640
 _WIDTH = math.log(1.01)
 _SCALE = 5.0
 """The age in intervals up to which cells are about equally wide, at 1/20 of the interval."""
-MEMORY = 200.0
+MEMORY = 150.0
 """Of how many tasks, the last that came to an age, the table remembers what they did there."""
-_TAIL = 0.01
+_TAIL = 0.005
 """The plan ends at the age by which all tasks but this share have ended."""
 _WATCHED = 0.2
 """Ages are left out at which fewer than this share of the tasks expected there have been looked at."""
 _UNKNOWN = 0.5
 """There is no plan while more than this share of tasks outlives all ages that are known."""
-_THRIFT = 0.98
+_THRIFT = 0.985
 """The part of the polls at `interval` that a plan may spend; jitter takes the rest."""
-_CHEAPEST = 0.05
+_CHEAPEST = 0.2
 """The least price of a poll, relative to the one at which `interval` would be best: when all tasks take
 equally long, more polls than a few find nothing."""
 
@@ -47,7 +47,7 @@ class LifeTable:
     ended ones alone would take the first ends of a batch for typical.
     """
 
-    __slots__ = ("_changes", "_ended", "_survived", "_unit", "edges", "ends")
+    __slots__ = ("_changes", "_ended", "_entered", "_survived", "_unit", "edges", "ends")
 
     def __init__(self, interval: float) -> None:
         self._unit = _SCALE * interval
@@ -56,6 +56,7 @@ class LifeTable:
         """The number of ends remembered, as of the last `curve()`."""
         self._ended = [0.0] * _CELLS
         self._survived = [0.0] * _CELLS
+        self._entered = [0.0] * (_CELLS + 1)
         # Survivors not yet in `_survived`, by the difference to the cell before: two additions for each look.
         self._changes = [0.0] * _CELLS
 
@@ -67,6 +68,11 @@ class LifeTable:
         place = min(math.log1p(age / self._unit) / _WIDTH, len(values) - 1.000001)
         cell = int(place)
         return values[cell] + (place - cell) * (values[cell + 1] - values[cell])
+
+    def entered(self, age: float) -> None:
+        """Count a task that was found running, at this age, by the first look at it."""
+        self._entered[self._cell(age)] += 1.0
+        self.survived(0.0, age)
 
     def survived(self, first: float, last: float) -> None:
         """Count a task that did not end between the ages `first` and `last`."""
@@ -99,6 +105,7 @@ class LifeTable:
                 (1.0 - doubt) * mass + doubt * (fading[cell] - fading[cell + 1])
                 for cell, mass in enumerate(masses)
             ],
+            self._entered if any(self._entered) else [1.0, *self._entered[1:]],
         )
 
     def _fold(self) -> None:
@@ -113,6 +120,9 @@ class LifeTable:
                 self._ended[cell] *= MEMORY / known
         self._changes = [0.0] * _CELLS
         self.ends = sum(self._ended)
+        entered = sum(self._entered)
+        if entered > MEMORY:
+            self._entered = [number * MEMORY / entered for number in self._entered]
 
     def _masses(self) -> tuple[list[float], float]:
         """Give the share of tasks that end in each cell up to the last that is known, and the share left over (Kaplan-Meier)."""
@@ -164,24 +174,29 @@ def _smooth(masses: list[float], half: int, *, padded: bool) -> list[float]:
 
 
 class Curve:
-    """How durations are spread: at each edge of a life table's first cells, the share of tasks that have ended by then."""
+    """How durations are spread, at each edge of a life table's first cells."""
 
-    __slots__ = ("ages", "shares", "sums", "table")
+    __slots__ = ("ages", "shares", "sums", "table", "waiting")
 
-    def __init__(self, table: LifeTable, masses: list[float]) -> None:
-        """Add up `masses`, the share of tasks that end in each cell, until nearly all have ended."""
+    def __init__(self, table: LifeTable, masses: list[float], entered: list[float]) -> None:
+        """Add up the tasks that end in each cell, out of one, until nearly all have, and the first looks made in each."""
         self.table = table
         self.shares = [0.0]
+        """The share of tasks that have ended by then."""
         self.sums = [0.0]
-        """The sum of the durations of those that have ended by then, for each task."""
-        share = total = 0.0
+        """The sum of their durations, for each task."""
+        looks = sum(entered)
+        present = entered[0] / looks
+        self.waiting = [present]
+        """The share of tasks that are then being waited for: less than have not ended, where first looks come late."""
         for cell, mass in enumerate(masses):
-            share += mass
-            total += mass * (table.edges[cell] + table.edges[cell + 1]) / 2
-            self.shares.append(share)
-            self.sums.append(total)
-            if share >= 1.0 - _TAIL:
+            self.shares.append(self.shares[-1] + mass)
+            self.sums.append(self.sums[-1] + mass * (table.edges[cell] + table.edges[cell + 1]) / 2)
+            if self.shares[-1] >= 1.0 - _TAIL:
                 break
+            present += entered[cell + 1] / looks / (1.0 - self.shares[-1])
+            self.waiting.append((1.0 - self.shares[-1]) * present)
+        self.waiting += [0.0] * (len(self.shares) - len(self.waiting))
         self.ages = table.edges[: len(self.shares)]
 
     @property
@@ -190,10 +205,10 @@ class Curve:
         return self.sums[-1] + (1.0 - self.shares[-1]) * self.ages[-1]
 
     def polls(self, step: Callable[[float], float]) -> tuple[float, list[float]]:
-        """Give how many polls a task has on average until the last age, and at which ages, if `step` leads to each from the one before."""
+        """Give how many polls a wait has on average until the last age, and at which ages, if `step` leads to each from the one before."""
         age, polls, path = 0.0, 0.0, [0.0]
         while age < self.ages[-1]:
-            polls += 1.0 - self.table.interpolate(self.shares, age)
+            polls += self.table.interpolate(self.waiting, age)
             age = step(age)
             path.append(age)
         return polls, path
@@ -222,7 +237,9 @@ class Plan:
         self._table = curve.table
         self.end = curve.ages[-1]
         """The age up to which there is a plan."""
-        allowance = max(1.0, _THRIFT * curve.polls(lambda age: age + limits.interval)[0])
+        evenly, _ = curve.polls(lambda age: age + limits.interval)
+        # Whoever is there from the first needs one poll at least; and where all come late there may be none to share out.
+        allowance = max(0.05, curve.waiting[0], _THRIFT * evenly)
         # Even gaps of `interval` are best, at this price, where ends are equally likely at any time.
         floor = _CHEAPEST * limits.interval**2 / (2.0 * curve.mean)
         price = max(floor, price or floor / _CHEAPEST)
@@ -236,7 +253,7 @@ class Plan:
             if 0.99 * allowance <= trial.polls <= allowance or high == floor:
                 break
             # Polls fall about as the root of the price.
-            price = max(floor, price * ((trial.polls - 0.5) / (allowance - 0.5)) ** 2)
+            price = max(floor, price * (trial.polls / allowance) ** 2)
             if not low < price < high:
                 price = math.sqrt(max(low, floor) * high) if high < math.inf else 2.0 * low
             trial = self._try(curve, price, limits)

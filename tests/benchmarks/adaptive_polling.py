@@ -1,0 +1,196 @@
+"""How late ends are noticed, and for how many polls: `wait_adaptive` against a fixed interval and exponential backoff.
+
+Two parts. `simulated`: 10,000 tasks for each spread of durations, in virtual time. `sockets`: a few hundred tasks of a fiftieth of the
+length, by TaskClient and TaskServer over loopback. The look at a task's creation, which all strategies make, is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from adaptive_simulation import DURATIONS, Run, compare, durations, matching_interval, simulate, stream
+from tenacity import wait_exponential, wait_fixed
+from tenacity.wait import wait_base
+
+from xai_tasks import PollPolicy, TaskClient, wait_adaptive
+from xai_tasks.testing import TaskServer
+
+SEED = 2026
+
+TARGETS = {
+    "lognormal 45 s, sigma 0.5": (0.45, 0.75),
+    "lognormal 45 s, sigma 0.25": (0.26, 0.48),
+    "lognormal 45 s, sigma 1.0": (0.72, 1.0),
+    "two humps, 15 % near 4 s, 85 % near 60 s": (0.50, 0.72),
+    "doubling half-way through": (0.65, 1.0),
+}
+"""The delay at no more polls that is reached for, against backoff and against the fixed interval."""
+
+CAUTIOUS = [name for name in DURATIONS if name not in TARGETS]
+WORSE = 1.05
+"""Where there is little to gain, polls and delay may be this much of the fixed interval's."""
+
+
+def run_simulated(count: int, seed: int) -> bool:
+    """Print the simulated tables; tell whether every target is reached."""
+    reached = True
+    print(f"Simulated, {count:,} tasks, one a second, seed {seed}.")
+    print("\nAt an interval that costs what backoff 1 -> 10 s x 1.5 does (polls, mean delay in seconds):\n")
+    print("| durations | backoff | fixed | adaptive | polls | delay / backoff | delay / fixed |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, (to_backoff, to_fixed) in TARGETS.items():
+        random.seed(seed)
+        compared = compare(wait_adaptive, durations(name, count, seed))
+        polls, against_fixed, against_backoff = compared.ratios()
+        reached &= polls <= 1 and against_fixed <= to_fixed and against_backoff <= to_backoff
+        print(
+            f"| {name} | {_cell(compared.backoff)} | {_cell(compared.fixed)}, every {compared.interval:.2f} s | "
+            f"{_cell(compared.adaptive)} | {polls:.3f} | {against_backoff:.3f} (<= {to_backoff}) | "
+            f"{against_fixed:.3f} (<= {to_fixed}) |"
+        )
+    print(f"\nAt the default interval, never more than {WORSE} of the fixed interval's:\n")
+    print("| durations | fixed | adaptive | polls | delay |")
+    print("| --- | --- | --- | --- | --- |")
+    for name in CAUTIOUS:
+        random.seed(seed)
+        compared = compare(wait_adaptive, durations(name, count, seed), interval=5.0)
+        polls, delay, _ = compared.ratios()
+        reached &= polls <= WORSE and delay <= WORSE
+        print(
+            f"| {name} | {_cell(compared.fixed)} | {_cell(compared.adaptive)} | {polls:.3f} | {delay:.3f} |"
+        )
+    print("\nLognormal 45 s, sigma 0.5, against the fixed interval of 5 s, under other circumstances:\n")
+    print("| circumstances | fixed | adaptive | polls | delay |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, options in _circumstances(count, seed).items():
+        lengths = durations("lognormal 45 s, sigma 0.5", count, seed)
+        random.seed(seed)
+        strategy = wait_adaptive()
+        if options.pop("again", False):
+            simulate(strategy, durations("lognormal 45 s, sigma 0.5", count, seed + 1), **options)
+        fixed = simulate(wait_fixed(5), lengths, **options)
+        adaptive = simulate(strategy, lengths, **options)
+        print(
+            f"| {name} | {_cell(fixed)} | {_cell(adaptive)} | {adaptive.mean_polls / fixed.mean_polls:.3f} | "
+            f"{adaptive.mean_delay / fixed.mean_delay:.3f} |"
+        )
+    print(
+        f"\nA decision: {_decision_cost(seed):.1f} us, with its share of learning and planning, after 500 ends."
+    )
+    return reached
+
+
+def _circumstances(count: int, seed: int) -> dict[str, dict]:
+    rng = random.Random(seed)
+    at_once = [0.0] * count
+    return {
+        "no dates": {"dates": False},
+        "20 tasks a second": {"created": stream(count, 20.0)},
+        "one task in 100 s": {"created": stream(count, 0.01)},
+        "all created at once, nothing known": {"created": at_once},
+        "all created at once, the second time": {"created": at_once, "again": True},
+        "first look 0 to 60 s after creation": {"first_look": [rng.uniform(0, 60) for _ in range(count)]},
+        "the same, server's clock an hour ahead": {
+            "first_look": [rng.uniform(0, 60) for _ in range(count)],
+            "skew": 3600.0,
+        },
+    }
+
+
+def _cell(run: Run) -> str:
+    return f"{run.mean_polls:.2f}, {run.mean_delay:.2f}"
+
+
+class _Stopwatch(wait_base):
+    """A strategy's own time, in seconds, and its decisions."""
+
+    def __init__(self, strategy: wait_adaptive) -> None:
+        self.strategy = strategy
+        self.seconds = 0.0
+        self.decisions = 0
+
+    def __call__(self, retry_state) -> float:
+        started = time.thread_time()
+        wait = self.strategy(retry_state)
+        self.seconds += time.thread_time() - started
+        self.decisions += 1
+        return wait
+
+    def observe(self, task, **seen) -> None:
+        started = time.thread_time()
+        self.strategy.observe(task, **seen)
+        self.seconds += time.thread_time() - started
+
+
+def _decision_cost(seed: int) -> float:
+    """Give microseconds; the least of five, as the machine has other work."""
+    strategy = wait_adaptive()
+    simulate(strategy, durations("lognormal 45 s, sigma 0.5", 500, seed))
+    figures = []
+    for _ in range(5):
+        stopwatch = _Stopwatch(strategy)
+        simulate(stopwatch, durations("lognormal 45 s, sigma 0.5", 1000, seed))
+        figures.append(stopwatch.seconds / stopwatch.decisions * 1e6)
+    return min(figures)
+
+
+SHRUNK = 50
+RATE = 25.0
+
+
+async def run_sockets(count: int, seed: int) -> None:
+    """Print the table of real waits."""
+    lengths = [length / SHRUNK for length in durations("lognormal 45 s, sigma 0.5", count, seed)]
+    backoff = wait_exponential(multiplier=1 / SHRUNK, exp_base=1.5, max=10 / SHRUNK)
+    interval = matching_interval(lengths, simulate(backoff, lengths).mean_polls)
+    random.seed(seed)
+    print(f"\nOver sockets, {count} tasks of lognormal {45 / SHRUNK} s, sigma 0.5, {RATE:.0f} a second:\n")
+    print("| strategy | polls | mean delay, ms |")
+    print("| --- | --- | --- |")
+    for name, wait in {
+        "backoff": backoff,
+        f"fixed, every {interval * 1000:.0f} ms": wait_fixed(interval),
+        "adaptive": wait_adaptive(interval, 0.5 / SHRUNK, 30 / SHRUNK),
+    }.items():
+        polls, delay = await _wait_for_all(wait, lengths)
+        print(f"| {name} | {polls:.2f} | {delay * 1000:.0f} |")
+
+
+async def _wait_for_all(wait: wait_base, lengths: list[float]) -> tuple[float, float]:
+    """Give polls for each task after the first look, and the mean delay in seconds."""
+    async with (
+        TaskServer(api_key="made-up-key") as server,
+        TaskClient("made-up-key", base_url=server.url, poll=PollPolicy(wait=wait)) as client,
+    ):
+
+        async def one(number: int, length: float) -> float:
+            await asyncio.sleep(number / RATE)
+            server.add(str(number), [("processing", length)], result={})
+            task = await client.wait(str(number))
+            return time.time() - task.finished_at.timestamp()
+
+        delays = await asyncio.gather(*(one(number, length) for number, length in enumerate(lengths)))
+        return client.stats.polls / len(lengths) - 1, sum(delays) / len(delays)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=10_000, help="simulated tasks")
+    parser.add_argument("--seed", type=int, default=SEED, help="tests use 1 and 2")
+    parser.add_argument("--only", choices=["simulated", "sockets"])
+    options = parser.parse_args()
+    reached = options.only == "sockets" or run_simulated(options.count, options.seed)
+    if options.only != "simulated":
+        asyncio.run(run_sockets(400, options.seed))
+    return 0 if reached else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
