@@ -17,6 +17,7 @@ PAGES = sorted(
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
     if "_build" not in page.parts and "```python" in page.read_text()
 )
+"""Those with whole files instead (`{code-block}` with a caption) have tests of their own."""
 
 # The ids that pages use, so that copying a block needs nothing around it.
 IDS = ("task-id", "a", "b", "c")

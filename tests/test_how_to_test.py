@@ -1,0 +1,29 @@
+"""The how-to page on testing is a small project: it is written to an empty folder, and its tests are run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "test-your-app.md"
+FILE = re.compile(r"```\{code-block\} \w+\n:caption: (\S+)\n\n(.*?)```", re.DOTALL)
+
+
+def test_the_pages_project_passes_its_own_tests(tmp_path):
+    files = dict(FILE.findall(PAGE.read_text()))
+    assert {"app.py", "conftest.py", "pytest.ini"} < set(files)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len([name for name in files if name.startswith('test_')])} passed" in done.stdout
