@@ -35,9 +35,8 @@ _SAMPLES = 64
 _SPACING = 0.02
 _WIDEST = 1.0
 
-_EMPTIES = 8  # earlier 429s to measure from
-_JITTER = 0.003  # seconds by which answers may bunch up: an event loop's late timer, there and back
-_MARGIN = 0.01  # of the ceiling: held below it, besides what jitter makes uncertain
+_JITTER = 0.002  # seconds by which answers may bunch up: an event loop's late timer, there and back
+_MARGIN = 0.008  # of the ceiling: held below it, besides what jitter makes uncertain
 _SLOWEST = 1 / 60  # requests a second, however often the server refuses: nobody wants to find out in an hour
 _LOOK = 0.05  # seconds between two looks at what was used; fewer would be counting single answers at 50 requests/s
 _USED = 0.7  # of the rate that has to be used for it to prove anything
@@ -78,7 +77,7 @@ class RateFinder:
         "_ceiling",
         "_climbed",
         "_due",
-        "_empties",
+        "_empty",
         "_hold",
         "_interval",
         "_last",
@@ -111,7 +110,7 @@ class RateFinder:
         self._accepted = self._run_accepted = self._looked_accepted = 0
         self._last = self._run = self._looked = -math.inf
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
-        self._empties: deque[tuple[float, int]] = deque(maxlen=_EMPTIES)
+        self._empty: tuple[float, int] | None = None
         self._sustained = (0.0, 0)
         self._spacing = _SPACING
         self._next_sample = -math.inf
@@ -166,7 +165,7 @@ class RateFinder:
                 self._adapt(now)
             else:
                 self._settle(now)
-            self.burst = max(1.0, min(0.7 * self._bucket, self.rate))
+            self.burst = max(1.0, min(0.6 * self._bucket, self.rate))
             self._looked, self._looked_accepted = now, self._accepted
             self._next_look = now + max(_LOOK, 2 / self.rate)
         return self.rate
@@ -185,7 +184,7 @@ class RateFinder:
         """Forget what was before an idle time: it filled the bucket unseen."""
         if self._samples and now - self._last > max(1.0, 8 / self.rate):
             self._begin_run(now)
-            self._empties.clear()
+            self._empty = None
 
     def _begin_run(self, now: float) -> None:
         self._samples.clear()
@@ -201,8 +200,8 @@ class RateFinder:
             self._wait_longer()
         else:
             self._measure(now, pause)
-        if self._accepted > self._run_accepted or not self._empties:
-            self._empties.append((self._paused, self._accepted))
+        if self._accepted > self._run_accepted or self._empty is None:
+            self._empty = self._paused, self._accepted
         self._pause = pause
         self._settled = True
         self._begin_run(now)
@@ -231,21 +230,19 @@ class RateFinder:
     def _measure(self, now: float, pause: float) -> None:
         before, probed = self._ceiling, self._phase is _Phase.PROBE
         known, moved = before < math.inf, self._has_moved()
-        if moved:
-            while len(self._empties) > 1:
-                self._empties.popleft()
         ceiling, width, doubt = self._estimate()
-        if probed and not moved and self._interval:
-            ceiling = max(ceiling, before)  # what was held for so long has proved itself
+        if probed and not moved:
+            # Both are lower bounds, and what was held for so long has proved itself.
+            ceiling = max(ceiling, before if self._interval else (before + ceiling) / 2)
         if known:
             ceiling = max(ceiling, before / 2)
-        elif not self._empties:
+        elif self._empty is None:
             ceiling = max(ceiling, self.rate / 2)
         change = abs(ceiling / before - 1) if known else 1.0
         self._sustained = (self._run, self._run_accepted)
         self._ceiling = ceiling
         self._hold = ceiling * (1 - _MARGIN - _JITTER / width)
-        self._slope = max(_SLOPE, min(doubt, change, 0.5) / 3)
+        self._slope = max(_SLOPE, min(doubt, change, 0.5) / 2)
         # A pause in which the server's bucket fills up costs only what would have overflowed.
         cost = max(pause - self._bucket / ceiling, 0.25, 1.5 / ceiling)
         if moved or change > _AGREE:
@@ -272,10 +269,11 @@ class RateFinder:
             if (rate := (got - self._bucket) / (width + _JITTER)) > best:
                 best, decided = rate, width + _JITTER
                 doubt = 1 / (got - self._bucket) + _JITTER / decided
-        for time, count in self._empties:
-            if (rate := (self._accepted - count) / (self._paused - time)) > best:
-                best, decided = rate, self._paused - time
-                doubt = 1 / (self._accepted - count) + _JITTER / decided
+        if self._empty is not None:
+            time, count = self._empty
+            got, width = self._accepted - count, self._paused - time
+            if got / width > best:
+                best, decided, doubt = got / width, width, 1 / got + _JITTER / width
         return best, decided, doubt
 
     def _begin_hold(self, now: float) -> None:
