@@ -25,13 +25,13 @@ async def main() -> None:
     async with TaskServer(api_key="made-up-key") as server:
         server.add("a", [("pending", 0.1)], result={"imageUrls": []})
         async with TaskClient("made-up-key", base_url=server.url) as client:
-            assert (await client.get("a")).status is TaskStatus.PENDING  # noqa: S101
-            assert (await client.wait("a", timeout=30)).result == {"imageUrls": []}  # noqa: S101
+            assert (await client.get("a")).status is TaskStatus.PENDING
+            assert (await client.wait("a", timeout=30)).result == {"imageUrls": []}
 
 
 asyncio.run(main())
 names = {str(dist.metadata["Name"]).lower().replace("_", "-") for dist in importlib.metadata.distributions()}
 strange = names - NEEDED - THEIRS - {"pip", "setuptools", "xai-tasks"}
-assert not strange, strange  # noqa: S101
-assert importlib.metadata.version("xai-tasks") == __version__  # noqa: S101
-print(f"xai_tasks {__version__} alone: imports, fetches, waits; beside it: {sorted(names)}")  # noqa: T201
+assert not strange, strange
+assert importlib.metadata.version("xai-tasks") == __version__
+print(f"xai_tasks {__version__} alone: imports, fetches, waits; beside it: {sorted(names)}")
