@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import xai_tasks
+from xai_tasks.__main__ import main
 
 KEY = "cli-test-key"
 
@@ -69,3 +70,12 @@ def eventually(holds, seconds=30.0):
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.002)
     return value
+
+
+def run_here(monkeypatch, capfd, url, args):
+    """Run the program in this process, for what it refuses before it begins: much quicker than a process for each."""
+    monkeypatch.setattr("sys.argv", ["xai-tasks", *args])
+    monkeypatch.setenv("MOUNTSEA_API_KEY", KEY)
+    monkeypatch.setenv("MOUNTSEA_BASE_URL", url)
+    code = main()
+    return code, *capfd.readouterr()

@@ -49,6 +49,11 @@ class LineSink:
         self._name = name
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the lines appear on a terminal."""
+        return os.isatty(self._fd)
+
     async def write(self, line: bytes) -> None:
         """Write a line; cancelled, it is still written first.
 

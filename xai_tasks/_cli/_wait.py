@@ -118,6 +118,8 @@ class Job:
     async def _take(self, outcome: Outcome) -> None:
         if isinstance(outcome.error, ConfigurationError):
             raise outcome.error  # the key file went bad: every other id would meet the same
+        if self._sink.is_terminal:
+            self._reporter.clear()
         await self._sink.write(self._account.enter(outcome.task_id, outcome.task, outcome.error))
 
     def _snapshot(self, client: TaskClient, stream: OutcomeStream) -> Snapshot:
