@@ -55,7 +55,7 @@ class RawServer:
         self._open: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -90,6 +90,9 @@ class RawServer:
         assert task is not None
         self._open.add(task)
         try:
+            if self._tls is not None:
+                # Not by start_server: asyncio, in debug mode, logs a handshake that failed there as an error.
+                await writer.start_tls(self._tls)
             self.requests.append(await reader.readuntil(b"\r\n\r\n"))
             self.arrived.set()
             answer = self.answers.popleft() if self.answers else self.default
