@@ -1,71 +1,158 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import xai_tasks
-import xai_tasks.testing
 
-SIDE_EFFECTS = """
-import os, sys
-environment = []
-get = os.environ.get
-os.environ.get = lambda name, default=None: environment.append(name) or get(name, default)
-import aiohttp, asyncio, attrs, logging, tenacity
-environment.clear()
-before = set(sys.modules)
-import xai_tasks
-assert not logging.getLogger("xai_tasks").handlers
-assert not [name for name in environment if "MOUNTSEA" in name], environment
-print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
-"""
+CONTRACT = """
+    APIConnectionError APIError APIResponseValidationError APIStatusError APITimeoutError AuthenticationError
+    BadRequestError ClientClosedError ClientStats ConfigurationError InvalidTaskIdError NotFoundError Outcome
+    OutcomeStream PaymentRequiredError PermissionDeniedError PollPolicy RateLimitError RetryPolicy ServerError
+    TaskCancelledError TaskClient TaskError TaskFailedError TaskResult TaskStatus TaskTimedOutError WaitTimeoutError
+    XaiTasksError __version__ wait_adaptive
+""".split()
+
+PUBLIC = [(name, getattr(xai_tasks, name)) for name in xai_tasks.__all__ if name != "__version__"]
 
 
-def test_all_is_sorted_and_there():
-    for module in (xai_tasks, xai_tasks.testing):
-        assert list(module.__all__) == sorted(module.__all__)
-        assert all(hasattr(module, name) for name in module.__all__)
+def test_all_is_sorted_and_is_the_documented_interface():
+    assert xai_tasks.__all__ == sorted(CONTRACT)
 
 
-def test_all_is_all():
-    public = {name for name, value in vars(xai_tasks).items() if not name.startswith("_")}
+def test_nothing_else_is_public():
+    strays = {
+        name
+        for name, value in vars(xai_tasks).items()
+        if not name.startswith("_") and name not in xai_tasks.__all__ and not inspect.ismodule(value)
+    }
 
-    assert {name for name in public if not inspect.ismodule(getattr(xai_tasks, name))} - {
-        "annotations"
-    } == set(xai_tasks.__all__) - {"__version__"}
-
-
-def test_everything_public_has_a_docstring():
-    bare = []
-    for name in xai_tasks.__all__:
-        value = getattr(xai_tasks, name)
-        if not inspect.isclass(value):
-            continue
-        members = [f"{name}.{member}" for member in vars(value) if not member.startswith("_")]
-        bare += [
-            path
-            for path in (name, *members)
-            if (member := eval(f"xai_tasks.{path}", {"xai_tasks": xai_tasks}))
-            and (inspect.isfunction(member) or inspect.isclass(member) or isinstance(member, property))
-            and not inspect.getdoc(member)
-        ]
-
-    assert bare == []
+    assert strays == {"annotations"}
 
 
-def test_import_has_no_side_effect_and_needs_the_three_dependencies_alone():
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SIDE_EFFECTS], capture_output=True, text=True, check=False
+def test_a_star_import_gives_all_of_it():
+    namespace = {}
+    exec("from xai_tasks import *", namespace)
+
+    assert set(xai_tasks.__all__) <= set(namespace)
+
+
+def members(cls):
+    """Give what a class adds to the interface: its own public methods and properties."""
+    for name, value in vars(cls).items():
+        if not name.startswith("_") and (inspect.isroutine(value) or isinstance(value, property)):
+            yield f"{cls.__name__}.{name}", value
+
+
+@pytest.mark.parametrize(("name", "value"), PUBLIC, ids=[name for name, _ in PUBLIC])
+def test_everything_public_has_a_docstring(name, value):
+    assert value.__doc__ is not None
+    assert value.__doc__.strip()
+    assert value.__doc__ != value.__base__.__doc__
+    undocumented = [
+        where
+        for cls in value.__mro__
+        if cls.__module__.startswith("xai_tasks")
+        for where, member in members(cls)
+        if not inspect.getdoc(member)
+    ]
+    assert undocumented == []
+
+
+@pytest.mark.parametrize(
+    "module", sorted(Path(xai_tasks.__file__).parent.rglob("*.py")), ids=lambda path: path.stem
+)
+def test_every_module_has_a_docstring(module):
+    assert module.read_text(encoding="utf-8").startswith('"""')
+
+
+def in_a_fresh_interpreter(code, **environment):
+    """Run code that prints JSON, and give what it printed."""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+    assert run.stderr == ""
+    return json.loads(run.stdout)
+
+
+def distributions_imported_by(statement):
+    """Give the top-level modules outside the standard library that a statement brings in."""
+    return set(
+        in_a_fresh_interpreter(
+            "import sys, json; before = set(sys.modules)\n"
+            f"{statement}\n"
+            "names = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+            "print(json.dumps(sorted(names - sys.stdlib_module_names)))"
+        )
     )
 
-    assert done.returncode == 0, done.stderr
-    beyond = set(done.stdout.split()) - set(sys.stdlib_module_names)
-    assert beyond == {"xai_tasks"}
+
+def test_importing_brings_in_nothing_but_the_three_dependencies_and_theirs():
+    theirs = distributions_imported_by("import aiohttp, attrs, tenacity")
+
+    assert distributions_imported_by("import xai_tasks") - theirs == {"xai_tasks"}
 
 
-def test_pytest_does_not_load_the_kit_unasked():
-    code = "import importlib.metadata as m; print([e.value for e in m.entry_points(group='pytest11')])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def test_importing_brings_in_neither_a_server_nor_a_test_kit_nor_the_command_line():
+    loaded = in_a_fresh_interpreter("import sys, json, xai_tasks; print(json.dumps(sorted(sys.modules)))")
 
-    assert "xai_tasks" not in done.stdout
+    assert "xai_tasks._client" in loaded
+    unwanted = ("aiohttp.web", "xai_tasks._cli", "xai_tasks.testing", "xai_tasks.dask", "click", "rich", "pytest",
+                "hypothesis", "orjson", "uvloop", "distributed")  # fmt: skip
+    assert [name for name in loaded if name in unwanted] == []
+
+
+def test_importing_has_no_side_effects():
+    before, after = in_a_fresh_interpreter(
+        """
+import aiohttp, tenacity, attrs, asyncio, gc, json, logging, os, signal, sys, threading, warnings
+
+class Watched(dict):
+    def __getitem__(self, name):
+        raise AssertionError(f"the environment was asked for {name}")
+    get = __contains__ = __getitem__
+
+def state():
+    loggers = {name: logging.getLogger(name) for name in ("", "xai_tasks", "asyncio", "aiohttp")}
+    return [
+        {name: [repr(logger.handlers), logger.level, logger.propagate] for name, logger in loggers.items()},
+        sum(isinstance(each, asyncio.AbstractEventLoop) for each in gc.get_objects()),
+        threading.active_count(),
+        repr(signal.getsignal(signal.SIGINT)),
+        repr(warnings.filters),
+        repr(sys.excepthook),
+        sys.getrecursionlimit(),
+        len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
+    ]
+
+before = state()
+os.environ, kept = Watched(os.environ), os.environ
+os.getenv = os.environ.get
+import xai_tasks
+os.environ = kept
+print(json.dumps([before, state()]))
+""",
+        MOUNTSEA_API_KEY="sk-\n",
+        MOUNTSEA_BASE_URL="no url",
+    )
+
+    assert after == before
+
+
+def test_a_client_can_be_built_without_a_loop_and_leaves_nothing_behind():
+    threads = in_a_fresh_interpreter(
+        "import threading, json, xai_tasks; xai_tasks.TaskClient('sk'); print(json.dumps(threading.active_count()))"
+    )
+
+    assert threads == 1
