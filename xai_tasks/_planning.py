@@ -57,35 +57,42 @@ class LifeTable:
         self._ended = [0.0] * _CELLS
         self._survived = [0.0] * _CELLS
         self._entered = [0.0] * (_CELLS + 1)
-        # Survivors not yet in `_survived`, by the difference to the cell before: two additions for each look.
-        self._changes = [0.0] * _CELLS
+        # Survivors not yet in `_survived`, by the difference to the cell before: four additions for each look.
+        self._changes = [0.0] * (_CELLS + 1)
 
-    def _cell(self, age: float) -> int:
-        return min(_CELLS - 1, int(math.log1p(age / self._unit) / _WIDTH))
+    def _place(self, age: float) -> float:
+        """Give the number of the cell in which `age` lies, and how far in it."""
+        return min(_CELLS - 1.0, math.log1p(age / self._unit) / _WIDTH)
 
     def interpolate(self, values: list[float], age: float) -> float:
         """Give what `values`, one for each edge from the first on, amounts to at `age`."""
-        place = min(math.log1p(age / self._unit) / _WIDTH, len(values) - 1.000001)
+        place = min(self._place(age), len(values) - 1.000001)
         cell = int(place)
         return values[cell] + (place - cell) * (values[cell + 1] - values[cell])
 
     def entered(self, age: float) -> None:
         """Count a task that was found running, at this age, by the first look at it."""
-        self._entered[self._cell(age)] += 1.0
+        self._entered[int(self._place(age))] += 1.0
         self.survived(0.0, age)
 
     def survived(self, first: float, last: float) -> None:
         """Count a task that did not end between the ages `first` and `last`."""
-        self._changes[self._cell(first)] += 1.0
-        self._changes[self._cell(last)] -= 1.0
+        self._change(self._place(first), 1.0)
+        self._change(self._place(last), -1.0)
 
     def ended(self, seen: float, first: float, last: float) -> None:
         """Count a task that was last seen running at the age `seen` and ended between `first` and `last`."""
-        self._changes[self._cell(seen)] += 1.0
-        cells = range(self._cell(first), self._cell(last) + 1)
+        cells = range(int(self._place(first)), int(self._place(last)) + 1)
+        self._change(min(self._place(seen), cells[0]), 1.0)
         for cell in cells:
             self._ended[cell] += 1.0 / len(cells)
             self._changes[cell] -= 1.0 / len(cells)
+
+    def _change(self, place: float, number: float) -> None:
+        # Of a cell only the part counts that a look has covered: the rest of it is seen a poll later, along with those that end there.
+        cell = int(place)
+        self._changes[cell] += number * (cell + 1 - place)
+        self._changes[cell + 1] += number * (place - cell)
 
     def curve(self) -> Curve | None:
         """Give how durations are spread, smoothed; None while too little is known."""
@@ -111,14 +118,14 @@ class LifeTable:
     def _fold(self) -> None:
         """Add the survivors since the last time, and let cells with more than `MEMORY` tasks forget older ones."""
         survivors = 0.0
-        for cell, change in enumerate(self._changes):
+        for cell, change in enumerate(self._changes[:-1]):
             survivors += change
             self._survived[cell] += max(0.0, survivors)
             known = self._survived[cell] + self._ended[cell]
             if known > MEMORY:
                 self._survived[cell] *= MEMORY / known
                 self._ended[cell] *= MEMORY / known
-        self._changes = [0.0] * _CELLS
+        self._changes = [0.0] * (_CELLS + 1)
         self.ends = sum(self._ended)
         entered = sum(self._entered)
         if entered > MEMORY:
