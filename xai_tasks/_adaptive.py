@@ -70,9 +70,9 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
                 "interval, minimum and maximum must be 0 < minimum <= interval <= maximum and finite, "
                 f"not {interval}, {minimum} and {maximum}"
             )
-        self.interval = float(interval)
-        self.minimum = float(minimum)
-        self.maximum = float(maximum)
+        self.interval: float = float(interval)
+        self.minimum: float = float(minimum)
+        self.maximum: float = float(maximum)
         self._table = LifeTable(self.interval)
         self._plan: Plan | None = None
         self._price: float | None = None

@@ -58,15 +58,15 @@ class Entry:
     )
 
     def __init__(self, task_id: str, lane: Lane, now: float) -> None:
-        self.task_id = task_id
-        self.lane = lane
+        self.task_id: str = task_id
+        self.lane: Lane = lane
         self.subscribers: dict[Subscriber, None] | Subscriber | None = None
         """One alone, as in bulk, goes without a dict."""
-        self.polls = 0
-        self.started = now
-        self.slept = 0.0
-        self.poll_at = now
-        self.due = NEVER
+        self.polls: int = 0
+        self.started: float = now
+        self.slept: float = 0.0
+        self.poll_at: float = now
+        self.due: float = NEVER
         """The key of this entry's item in the heap; items with another are leftovers."""
         self.worker: asyncio.Task[None] | None = None
         self.body: bytes | None = None
@@ -134,6 +134,7 @@ class PollState(tenacity.RetryCallState):
         self.start_time = entry.started
         self.outcome_timestamp = now
         self.idle_for = now - entry.started
+        self.upcoming_sleep = entry.slept  # until the wait strategy is asked: the last one
         self.outcome = tenacity.Future(entry.polls)
         if isinstance(answer, Look):
             self.outcome.set_result(answer.task)
@@ -152,10 +153,10 @@ class Lane:
     __slots__ = ("entries", "learners", "policy", "tenacity")
 
     def __init__(self, policy: PollPolicy) -> None:
-        self.policy = policy
+        self.policy: PollPolicy = policy
         self.entries: dict[str, Entry] = {}
-        self.learners = _learners(policy.wait)
-        self.tenacity = tenacity.Retrying(wait=policy.wait, retry=_always)
+        self.learners: list[wait_adaptive] = _learners(policy.wait)
+        self.tenacity: tenacity.Retrying = tenacity.Retrying(wait=policy.wait, retry=_always)
         self.tenacity.begin()
 
 

@@ -62,7 +62,7 @@ class Feed(Generic[T]):
         self.items: deque[T] = deque()
         self.error: Exception | None = None
         """What to raise once the items are taken."""
-        self.stopped = False
+        self.stopped: bool = False
         self.loop: asyncio.AbstractEventLoop | None = None
         self._hungry: set[asyncio.Future[None]] = set()
 

@@ -84,8 +84,8 @@ class Poller:
         self._timer: asyncio.TimerHandle | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._landing: asyncio.Future[None] | None = None
-        self.waiting = 0
-        self.closed = False
+        self.waiting: int = 0
+        self.closed: bool = False
         throttle.on_outage = self._outage_began
 
     def subscribe(self, task_id: str, policy: PollPolicy, subscriber: Subscriber) -> Entry | None:

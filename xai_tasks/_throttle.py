@@ -94,12 +94,12 @@ class Throttle:
         self._polls: Queue = OrderedDict()
         self._polls_turn = False
         self._timer: asyncio.TimerHandle | None = None
-        self.outage = Outage()
+        self.outage: Outage = Outage()
         self.on_outage: Callable[[], None] | None = None
         """Called when an outage begins."""
-        self.paused_until = 0.0
-        self.in_flight = 0
-        self.closed = False
+        self.paused_until: float = 0.0
+        self.in_flight: int = 0
+        self.closed: bool = False
 
     async def acquire(self, *, poll: bool) -> bool:
         """Wait until a request may leave; each acquire needs its `release`.

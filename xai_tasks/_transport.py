@@ -119,7 +119,7 @@ class Transport:
         self._signature = _Signature({}, Redactor(None))
         self._version = -1
         self._date: tuple[str, float | None] = ("", None)
-        self.closed = False
+        self.closed: bool = False
 
     async def close(self) -> None:
         """Close the session, if it is our own; requests under way end with `ClientClosedError`."""
