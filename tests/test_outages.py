@@ -123,7 +123,7 @@ async def test_a_minute_of_503s_with_ten_thousand_ids_in_rotation(minute):
     assert most_in_flight(minute.times(first, minute.done)) <= CONCURRENCY
 
 
-async def test_an_outage_longer_than_max_outage_ends_each_wait_with_its_error(server, caplog):
+async def test_an_outage_longer_than_max_outage_ends_each_wait_with_its_error(server):
     ids = server.add_many(1_000, duration=constant(1_000.0))
     server.disturb(1.0, Fault.status(503, body=b'{"message": "closed for repair"}'))
     began = now()
@@ -133,9 +133,6 @@ async def test_an_outage_longer_than_max_outage_ends_each_wait_with_its_error(se
         outcomes = await outcomes_of(client, ids)
         errors = [outcome.error for outcome in outcomes] + await alone
         ended, requests = now(), server.count()
-        server.disturb(0.0)
-        server.add("next", result={})
-        assert (await client.wait("next")).succeeded
 
     assert {type(error) for error in errors} == {ServerError}
     assert {error.message for error in errors} == {"closed for repair"}
@@ -143,11 +140,27 @@ async def test_an_outage_longer_than_max_outage_ends_each_wait_with_its_error(se
     assert Counter(outcome.index for outcome in outcomes) == Counter(range(1_000))
     assert 60.0 <= ended - began <= 62.0
     assert requests <= CONCURRENCY + (UNTIL_OUTAGE - 1) + 8
+    await assert_nothing_runs()
+
+
+async def test_after_an_outage_that_nobody_has_outlived_a_new_wait_is_the_probe(server, caplog):
+    server.add("a", result={})
+    server.disturb(1.0, Fault.status(503))
+
+    async with client_for(server, poll=PollPolicy(max_outage=60.0)) as client:
+        await client.wait_all(map(str, range(50)), return_exceptions=True)
+        await asyncio.sleep(3600)
+        asked = server.count()
+        with pytest.raises(ServerError):
+            await client.wait("a")
+        assert 1 <= server.count() - asked <= 4  # one poll
+        server.disturb(0.0)
+        assert (await client.wait("a")).succeeded
+
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(said) == 2
     assert said[0].startswith("an outage has begun")
     assert said[1].startswith("the outage is over")
-    await assert_nothing_runs()
 
 
 class _Book(aiohttp.abc.AbstractResolver):
