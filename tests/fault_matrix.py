@@ -48,7 +48,7 @@ class Row:
     what: str
     """What the server does, as the documentation says it."""
     faults: tuple[Fault, ...]
-    """What the requests for the task meet, one fault each; all but the answers of `goes back` are one."""
+    """What the requests for the task meet, one each."""
     error: type[APIError] | None
     """What the client makes of it; None: a good answer."""
     retried: bool = True
@@ -76,7 +76,7 @@ class Row:
     def most_of_wait(self) -> int:
         """Requests that the server sees of one wait that meets nothing but this for `MAX_OUTAGE` seconds, at most."""
         if self.error is None or not self.outlived:
-            return self.wire
+            return len(self.faults)
         if self.outage:
             return self.wire * (UNTIL_OUTAGE + PROBES)
         return (ATTEMPTS if self.retried else 1) * (2 + int(MAX_OUTAGE / INTERVAL))
@@ -178,7 +178,7 @@ ANSWERS = (
     _taken("JSON that is said to be text", _ODD["wrong content type"]),
     _taken("no `Content-Type`", _ODD["no content type"]),
     _taken("another `taskId` than asked for; logged once", _ODD["wrong id"]),
-    _taken("a status that goes back", _says("processing"), _says("pending")),
+    _taken("a status that goes back", _says("processing"), _says("pending"), _says("completed")),
 )
 
 ROWS = (*STATUSES, *CONNECTION, *ANSWERS)
