@@ -83,14 +83,30 @@ class TestBucket:
         bucket.take()
         assert bucket.delay(5.0) == 1
 
-    def test_emptied_until_some_time_it_fills_from_then_on(self):
-        bucket = Bucket(10, 5)
+    @pytest.mark.parametrize("rate", [10, math.inf])
+    def test_held_until_some_time_it_has_one_token_then_and_fills_from_then_on(self, rate):
+        bucket = Bucket(rate, 5)
+        for _ in range(4):
+            bucket.delay(1.0)
+            bucket.take()
 
-        bucket.empty(60.0)
+        bucket.hold(60.0)
+        bucket.rate = 10
 
-        assert bucket.delay(59.0) == pytest.approx(0.1)
+        assert bucket.delay(60.0) == 0
+        bucket.take()
         assert bucket.delay(60.0) == pytest.approx(0.1)
         assert bucket.delay(60.1) == 0
+
+    def test_held_for_less_than_a_token_takes_it_has_none_sooner_than_without(self):
+        bucket = Bucket(0.1, 1)
+        bucket.delay(5.0)
+        bucket.take()
+
+        bucket.hold(6.0)
+        bucket.hold(7.0)
+
+        assert bucket.delay(7.0) == pytest.approx(8)
 
     @given(
         rate=st.floats(0.01, 1000),

@@ -50,9 +50,10 @@ class Bucket:
         """Return the token of a request that was never sent."""
         self._tokens = min(self.burst, self._tokens + 1)
 
-    def empty(self, until: float) -> None:
-        """Have no tokens until `until`, and collect them only from then on."""
-        self._tokens = 0.0
+    def hold(self, until: float) -> None:
+        """Have one token at most at `until`, so that then one request may leave, and the others at the rate."""
+        gained = math.inf if self.rate == math.inf else max(0.0, until - self._stamp) * self.rate
+        self._tokens = min(1.0, self._tokens + gained)
         self._stamp = until
 
 
@@ -176,7 +177,7 @@ class Throttle:
             logger.info("the server asks for a pause of %.3g s", seconds, extra={"seconds": seconds})
         self.paused_until = until
         self._start_slowly(until)
-        self._bucket.empty(until)
+        self._bucket.hold(until)
 
     def close(self) -> None:
         """End the wait of everybody in a queue with `ClientClosedError`."""
