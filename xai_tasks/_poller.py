@@ -106,6 +106,8 @@ class Poller:
         lane = self._lanes.get(policy)
         if lane is None:
             lane = self._lanes[policy] = Lane(policy)
+            if self._throttle.outage.since is not None:
+                asyncio.get_running_loop().call_soon(self._sweep)  # this policy's `max_outage` counts now, too
         entry = lane.entries.get(task_id)
         if entry is None:
             entry = lane.entries[task_id] = Entry(task_id, lane, now)
@@ -416,7 +418,8 @@ class Poller:
                 nearest = min(nearest, until)
                 continue
             for entry in list(lane.entries.values()):
-                self._tell(entry, None, entry.error or outage.error.for_task(entry.task_id))
+                own = None if entry.failing_since is None else entry.error
+                self._tell(entry, None, own or outage.error.for_task(entry.task_id))
                 self._drop(entry)
         if nearest < NEVER:
             self._sweeper = loop.call_at(nearest, self._sweep)
