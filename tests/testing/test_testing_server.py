@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from raw_peer import connected
 
 from xai_tasks.testing import Fault, TaskServer, constant, lognormal, uniform
-from xai_tasks.testing._server import _asked_for
+from xai_tasks.testing._gate import asked_for
 
 
 @pytest.fixture
@@ -254,6 +254,18 @@ async def test_made_up_tasks_of_several_calls_stand_side_by_side(server, peer):
     assert seen[2]["result"] == {"ok": True}
     with pytest.raises(ValueError, match="mine-own"):
         server.add_many(1, duration=constant(0), prefix="mine-own")
+
+
+@pytest.mark.parametrize("failed", [-0.1, 1.5, float("nan")])
+async def test_made_up_tasks_refuse_a_share_that_is_none(server, failed):
+    with pytest.raises(ValueError, match="within 0 and 1"):
+        server.add_many(1, duration=constant(0), failed=failed)
+
+
+@pytest.mark.parametrize("options", [{"latency": -1}, {"latency": float("nan")}, {"log_limit": -1}])
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match="must be"):
+        TaskServer(**options)
 
 
 async def test_made_up_tasks_are_the_same_from_the_same_seed(server):
@@ -662,8 +674,8 @@ def test_in_thread_ends_a_stalled_answer():
 
 @given(st.text(min_size=1).filter(lambda text: not any("\ud800" <= char <= "\udfff" for char in text)))
 def test_any_id_gets_through_percent_encoded(task_id):
-    assert _asked_for(f"/xai/tasks?taskId={quote(task_id, safe='')}") == task_id
-    assert _asked_for(f"/xai/tasks?a=b&taskId={quote_plus(task_id)}") == task_id
+    assert asked_for(f"/xai/tasks?taskId={quote(task_id, safe='')}") == task_id
+    assert asked_for(f"/xai/tasks?a=b&taskId={quote_plus(task_id)}") == task_id
 
 
 @pytest.mark.parametrize(
@@ -679,4 +691,4 @@ def test_any_id_gets_through_percent_encoded(task_id):
     ],
 )
 def test_the_id_asked_for_is_read_as_query_strings_are(target, task_id):
-    assert _asked_for(target) == task_id
+    assert asked_for(target) == task_id

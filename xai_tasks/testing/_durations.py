@@ -24,8 +24,7 @@ def uniform(low: float, high: float) -> Duration:
 
 
 def lognormal(median: float, sigma: float) -> Duration:
-    """
-    Mostly near `median` seconds, with a long tail: how generation jobs tend to run.
+    """Mostly near `median` seconds, with a long tail: how generation jobs tend to run.
 
     Args:
         median: seconds that half of the tasks stay under; > 0.
@@ -47,8 +46,7 @@ _FORMS: dict[str, tuple[Callable[..., Duration], int]] = {
 
 
 def parse_duration(text: str) -> Duration:
-    """
-    Read a duration from a command line.
+    """Read a duration from a command line.
 
     Args:
         text: `constant:5`, `uniform:1:10` or `lognormal:45:0.5`; the numbers are the arguments of the function of

@@ -16,7 +16,7 @@ from typing import Literal, Self, TypeAlias
 from aiohttp import web
 from attrs import field, frozen
 
-from xai_tasks.testing._http import JSON, Reply
+from xai_tasks.testing._http import JSON, Reply, transport_of
 
 _AS_DUE = 0
 """Stands for the status of the answer that was due."""
@@ -32,29 +32,19 @@ class Wire:
     due: Reply
 
     async def send(self, data: bytes) -> None:
-        """
-        Put bytes on the wire, and wait until the kernel has them: a reset would drop what is still in our buffer.
-
-        Raises:
-            ConnectionError: the client is gone.
-
-        """
-        transport = self.request.transport
-        if transport is None:
-            raise ConnectionResetError
+        """Put bytes on the wire, and wait until the kernel has them: a reset would drop what is still in our buffer."""
+        transport = transport_of(self.request)
         transport.set_write_buffer_limits(0)
         transport.write(data)
         await self.request.writer.drain()
 
     def reset(self) -> None:
         """Abort the connection with a TCP reset."""
-        transport = self.request.transport
-        if transport is not None:
-            # A close that may not linger throws away what is unsent and sends RST in place of FIN.
-            transport.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-            )
-            transport.abort()
+        transport = transport_of(self.request)
+        # A close that may not linger throws away what is unsent and sends RST in place of FIN.
+        linger = struct.pack("ii", 1, 0)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        transport.abort()
 
 
 _Play: TypeAlias = Callable[[Wire], Awaitable[bool]]
@@ -63,8 +53,7 @@ _Play: TypeAlias = Callable[[Wire], Awaitable[bool]]
 
 @frozen(repr=False)
 class Fault:
-    """
-    One thing that goes wrong with one request; queue it with `TaskServer.fault`.
+    """One thing that goes wrong with one request; queue it with `TaskServer.fault`.
 
     Made by its class methods alone. A fault is a value: one may be queued many times, on many servers. "The answer
     due" is what the request would have got without the fault; where it is sent, it is the one that was due when the
@@ -96,8 +85,7 @@ class Fault:
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
     ) -> Self:
-        """
-        Answer with an HTTP status, and keep the connection open.
+        """Answer with an HTTP status, and keep the connection open.
 
         Args:
             code: the status; 1xx, 204 and 304 go without a body.
@@ -113,8 +101,7 @@ class Fault:
 
     @classmethod
     def reset(cls, at: Literal["accept", "headers", "body"] = "accept") -> Self:
-        """
-        Reset the connection (a TCP RST).
+        """Reset the connection (a TCP RST).
 
         Args:
             at: `"accept"`: as the request comes, before any byte of an answer; `"headers"`: half-way through the
@@ -159,8 +146,7 @@ class Fault:
 
     @classmethod
     def stall(cls, seconds: float | None = None) -> Self:
-        """
-        Send nothing, then the answer due.
+        """Send nothing, then the answer due.
 
         Args:
             seconds: how long; None: until the client goes, or the server is closed.
@@ -201,8 +187,7 @@ class Fault:
 
     @classmethod
     def body(cls, data: bytes, content_type: str | None = "application/json") -> Self:
-        """
-        Answer 200 with a body of your own; `odd_answers` has a set of them.
+        """Answer 200 with a body of your own; `odd_answers` has a set of them.
 
         Args:
             data: the bytes of the body, as they are.
@@ -214,8 +199,7 @@ class Fault:
 
     @classmethod
     def gzip_bomb(cls, size: int) -> Self:
-        """
-        Answer 200 with a completed task whose result is `size` bytes of JSON string, gzipped: about a thousandth of it.
+        """Answer 200 with a completed task whose result is `size` bytes of JSON string, gzipped: about a thousandth of it.
 
         Args:
             size: the length of the result after decompression, in bytes.
@@ -250,8 +234,7 @@ class Fault:
 
     @classmethod
     def redirect(cls, location: str, code: int = 302) -> Self:
-        """
-        Answer with a redirect.
+        """Answer with a redirect.
 
         Args:
             location: what the `Location` header says: a path or a URL of any origin and scheme.
@@ -292,8 +275,7 @@ class Fault:
 
 
 def odd_answers(task_id: str) -> dict[str, Fault]:
-    """
-    Give bodies of a 200 that a client has to get through unhurt, each a `Fault.body`, by the name of what is odd.
+    """Give bodies of a 200 that a client has to get through unhurt, each a `Fault.body`, by the name of what is odd.
 
     Some are beyond reading, some merely unusual answers of a completed task, which a client is free to take. A status
     that goes backwards is no fault but a lifecycle: `server.add("a", [("processing", 1), ("pending", 1)])`.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
 from http.client import responses
+from typing import cast
 
 from aiohttp import web
 from attrs import frozen
@@ -21,8 +23,7 @@ class Reply:
     headers: tuple[tuple[str, str], ...] = (("Content-Type", JSON),)
 
     def head(self, *, framing: str | None = None, keep_alive: bool = True) -> bytes:
-        """
-        Give everything before the body.
+        """Give everything before the body.
 
         Args:
             framing: the header that tells where the body ends; None: its length.
@@ -59,8 +60,7 @@ def refusal(
 
 
 class Sent(web.StreamResponse):
-    """
-    Tells `aiohttp.web` that the answer has left already, written to the transport by us.
+    """Tells `aiohttp.web` that the answer has left already, written to the transport by us.
 
     That is how faults get to say what no well-made answer could, and it is quicker: 8 microseconds off the 40 that an
     exchange takes with `web.Response`, client included.
@@ -84,3 +84,17 @@ class Sent(web.StreamResponse):
 
 KEEP_ALIVE = Sent(keep_alive=True)
 HANG_UP = Sent(keep_alive=False)
+
+
+def transport_of(request: web.BaseRequest) -> asyncio.Transport:
+    """Give the request's connection; it has one for as long as it is handled, since handlers are cancelled with it."""
+    return cast("asyncio.Transport", request.transport)
+
+
+def send(request: web.BaseRequest, reply: Reply) -> web.StreamResponse:
+    """Write an answer to the request's connection; what comes back is for `aiohttp.web`."""
+    stays = request.keep_alive
+    data = reply.encode(keep_alive=stays)
+    # The answer to a HEAD is one without its body.
+    transport_of(request).write(data if request.method != "HEAD" else data[: -len(reply.body)])
+    return KEEP_ALIVE if stays else HANG_UP

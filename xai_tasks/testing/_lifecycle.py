@@ -19,8 +19,7 @@ Dated: TypeAlias = Callable[[float], str]
 
 
 class Lifecycle:
-    """
-    One task: its steps, and the end behind them.
+    """One task: its steps, and the end behind them.
 
     Args:
         created: the server's clock at its birth, in seconds.
@@ -48,8 +47,7 @@ class Lifecycle:
             self._index += 1
 
     def advance(self, now: float) -> None:
-        """
-        Begin the next step now, whatever was left of this one.
+        """Begin the next step now, whatever was left of this one.
 
         Raises:
             ValueError: the task has ended.
@@ -85,8 +83,7 @@ class Lifecycle:
 
 
 def steps_of(steps: str | Iterable[Step]) -> tuple[tuple[str, float | None], ...]:
-    """
-    Bring the ways to write steps into one.
+    """Bring the ways to write steps into one.
 
     Raises:
         ValueError: a length of time is negative or NaN.
@@ -107,8 +104,7 @@ def ending_of(
     cancelled: Ending | None = None,
     timeout: Ending | None = None,
 ) -> str:
-    """
-    Give the JSON members that an ended task shows: its status and its result or error.
+    """Give the JSON members that an ended task shows: its status and its result or error.
 
     Raises:
         ValueError: more than one of the four is given.

@@ -15,8 +15,7 @@ _FOR_EVER = 1e9
 
 
 class Listener:
-    """
-    A loopback port, and the connections to it.
+    """A loopback port, and the connections to it.
 
     Args:
         handle: answers a request.
@@ -44,8 +43,7 @@ class Listener:
         return f"{'http' if self._ssl_context is None else 'https'}://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """
-        Start to listen.
+        """Start to listen.
 
         Raises:
             RuntimeError: it does already.

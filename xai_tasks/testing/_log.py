@@ -25,8 +25,7 @@ class RequestRecord:
 
 
 class RequestLog:
-    """
-    The requests seen: all counted, the newest kept.
+    """The requests seen: all counted, the newest kept.
 
     Args:
         limit: how many records to keep; None: all.

@@ -11,20 +11,17 @@ from datetime import UTC, datetime
 from random import Random
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
-from urllib.parse import parse_qsl
 
 from aiohttp import web
 
 from xai_tasks.testing._durations import Duration, constant
 from xai_tasks.testing._faults import Fault, FaultBook, Wire
-from xai_tasks.testing._gate import PATH, Gate, TokenBucket
-from xai_tasks.testing._http import HANG_UP, KEEP_ALIVE, Reply, refusal
+from xai_tasks.testing._gate import Gate, TokenBucket, asked_for
+from xai_tasks.testing._http import HANG_UP, KEEP_ALIVE, Reply, refusal, send
 from xai_tasks.testing._lifecycle import Ending, Lifecycle, Step, ending_of, steps_of
 from xai_tasks.testing._listener import Listener, loop_in_thread
 from xai_tasks.testing._log import RequestLog, RequestRecord
 from xai_tasks.testing._tasks import MadeUpTasks, TaskBook
-
-_PLAIN = f"{PATH}?taskId="
 
 
 class ServerOptions(TypedDict, total=False):
@@ -38,8 +35,9 @@ class ServerOptions(TypedDict, total=False):
 
 
 class TaskServer:
-    """
-    The API on a loopback port: a real HTTP server whose tasks and faults are scripted.
+    """The API on a loopback port: a real HTTP server whose tasks and faults are scripted.
+
+    Use it as::
 
         async with TaskServer() as server:
             server.add("a", [("pending", 0.1), ("processing", 0.5)], result={"videoUrl": "https://..."})
@@ -68,6 +66,9 @@ class TaskServer:
         latency: seconds (>= 0) from a request to its answer, or a distribution of them.
         log_limit: how many of the newest requests to keep in `requests`, for runs of a million; None: all.
 
+    Raises:
+        ValueError: the latency or the limit is negative.
+
     """
 
     def __init__(
@@ -90,8 +91,7 @@ class TaskServer:
         self.latency = latency
 
     async def start(self) -> None:
-        """
-        Start to listen.
+        """Start to listen.
 
         Raises:
             RuntimeError: it runs already.
@@ -119,8 +119,9 @@ class TaskServer:
     @classmethod
     @contextmanager
     def in_thread(cls, **options: Unpack[ServerOptions]) -> Generator[Self, None, None]:
-        """
-        Run a server in a thread and an event loop of its own, for synchronous tests.
+        """Run a server in a thread and an event loop of its own, for synchronous tests.
+
+        Use it as::
 
             with TaskServer.in_thread() as server:
                 server.add("a", result={})
@@ -142,8 +143,7 @@ class TaskServer:
 
     @property
     def url(self) -> str:
-        """
-        What to give a client as `base_url`, such as `http://127.0.0.1:41234`.
+        """What to give a client as `base_url`, such as `http://127.0.0.1:41234`.
 
         Raises:
             RuntimeError: the server was never started, so it has no port yet.
@@ -183,8 +183,9 @@ class TaskServer:
         cancelled: Ending | None = None,
         timeout: Ending | None = None,
     ) -> str:
-        """
-        Add a task; its clock starts now. An older one of that id is replaced.
+        """Add a task; its clock starts now. An older one of that id is replaced.
+
+        In a few forms::
 
             server.add("a", result={"videoUrl": "https://..."})                            # completed already
             server.add("b", [("pending", 0.1), ("processing", 0.5)], failed=("bad prompt", 40001))
@@ -224,8 +225,9 @@ class TaskServer:
         prefix: str | None = None,
         seed: int = 0,
     ) -> Sequence[str]:
-        """
-        Add `n` made-up tasks; the clock of all of them starts now.
+        """Add `n` made-up tasks; the clock of all of them starts now.
+
+        As in::
 
             ids = server.add_many(1_000, duration=lognormal(45, 0.5), failed=0.02)
 
@@ -245,9 +247,11 @@ class TaskServer:
 
         Raises:
             RuntimeError: the server was never started, so there is no clock yet.
-            ValueError: there are made-up tasks of that prefix already.
+            ValueError: there are made-up tasks of that prefix already, or `failed` is out of range.
 
         """
+        if not 0 <= failed <= 1:
+            raise ValueError(f"failed must be within 0 and 1, not {failed!r}")
         prefix = self._tasks.new_prefix(prefix)
         tasks = MadeUpTasks(
             prefix,
@@ -262,8 +266,7 @@ class TaskServer:
         return tasks
 
     def advance(self, task_id: str) -> None:
-        """
-        Begin a task's next step now, or its end if that was the last, whatever time was left.
+        """Begin a task's next step now, or its end if that was the last, whatever time was left.
 
         Raises:
             KeyError: there is no such task.
@@ -273,8 +276,7 @@ class TaskServer:
         self._tasks.advance(task_id, self._now())
 
     def ends_at(self, task_id: str) -> float | None:
-        """
-        Say when a task ends or has ended, in seconds of the server's clock.
+        """Say when a task ends or has ended, in seconds of the server's clock.
 
         Returns:
             The time; None while a step ahead of it lasts until `advance`.
@@ -286,8 +288,7 @@ class TaskServer:
         return self._tasks.find(task_id).ends_at
 
     def fault(self, task_id: str | None, *faults: Fault) -> None:
-        """
-        Queue what goes wrong with the next requests, one fault for each.
+        """Queue what goes wrong with the next requests, one fault for each.
 
         Args:
             task_id: the id whose requests are meant; None: the next requests, whatever the id. A request takes from
@@ -298,8 +299,9 @@ class TaskServer:
         self._faults.queue(task_id, faults)
 
     def disturb(self, share: float, *faults: Fault, seed: int = 0) -> None:
-        """
-        Let faults happen at random until it is called again.
+        """Let faults happen at random until it is called again.
+
+        As in::
 
             server.disturb(1.0, Fault.status(503))      # an outage
             server.disturb(0.2, Fault.reset(), Fault.status(502), Fault.truncate())
@@ -331,8 +333,7 @@ class TaskServer:
         return self._faults.fired()
 
     def limit(self, rate: float | None, burst: int = 1, *, retry_after: float | str | None = 1.0) -> None:
-        """
-        Limit how fast requests are let in, by a token bucket; the others get a 429.
+        """Limit how fast requests are let in, by a token bucket; the others get a 429.
 
         Args:
             rate: requests per second over time, > 0; None: no limit any more.
@@ -363,8 +364,7 @@ class TaskServer:
         return self._log.total if task_id is None else self._tasks.count(task_id)
 
     async def wait_for_requests(self, n: int, task_id: str | None = None) -> None:
-        """
-        Wait until `n` requests have come, counted as `count` does: from the start of the server, or its last `reset`.
+        """Wait until `n` requests have come, counted as `count` does: from the start of the server, or its last `reset`.
 
         Args:
             n: how many.
@@ -392,7 +392,7 @@ class TaskServer:
         return date.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        task_id = _asked_for(request.raw_path)
+        task_id = asked_for(request.raw_path)
         now = self._now()
         due = self._due(request, task_id, now)
         fault = self._faults.take(task_id)
@@ -402,12 +402,9 @@ class TaskServer:
         self._log.add(RequestRecord(task_id, now, request.headers, status))
         if self._delay is not None:
             await asyncio.sleep(self._delay(self._random))
-        try:
-            if fault is None:
-                return _answer(request, due)
-            stays = await fault.play(Wire(request, due)) and request.keep_alive
-        except ConnectionError:  # the client went
-            stays = False
+        if fault is None:
+            return send(request, due)
+        stays = await fault.play(Wire(request, due)) and request.keep_alive
         return KEEP_ALIVE if stays else HANG_UP
 
     def _due(self, request: web.BaseRequest, task_id: str | None, now: float) -> Reply:
@@ -419,23 +416,3 @@ class TaskServer:
             return Reply(200, self._tasks.look(task_id, now, self._dated))
         except KeyError:
             return refusal(404, f"There is no task {task_id!r}", task_id=task_id)
-
-
-def _asked_for(target: str) -> str | None:
-    """Give the taskId of a request target, None if it has none."""
-    task_id = target.removeprefix(_PLAIN)
-    # Nearly all ids need no decoding, and this is what a benchmark's requests go through.
-    if task_id is not target and task_id.replace("-", "").isalnum() and task_id.isascii():
-        return task_id
-    pairs = parse_qsl(target.partition("?")[2], keep_blank_values=True)
-    return next((value for name, value in pairs if name == "taskId"), None)
-
-
-def _answer(request: web.BaseRequest, reply: Reply) -> web.StreamResponse:
-    if request.transport is None:
-        return HANG_UP
-    stays = request.keep_alive
-    data = reply.encode(keep_alive=stays)
-    # The answer to a HEAD is one without its body.
-    request.transport.write(data if request.method != "HEAD" else data[: -len(reply.body)])
-    return KEEP_ALIVE if stays else HANG_UP

@@ -14,8 +14,7 @@ from xai_tasks.testing._lifecycle import Dated, Lifecycle, ending_of
 
 
 class MadeUpTasks(Sequence[str]):
-    """
-    The ids of a made-up workload, a sequence that holds no strings.
+    """The ids of a made-up workload, a sequence that holds no strings.
 
     A task is nine bytes and its tally of requests eight more: ids and lifecycles are made when they are asked for.
 
@@ -103,8 +102,7 @@ class TaskBook:
         self._tasks[task_id] = task
 
     def new_prefix(self, prefix: str | None) -> str:
-        """
-        Give the prefix for more made-up tasks; None: the next of `task1`, `task2` and so on.
+        """Give the prefix for more made-up tasks; None: the next of `task1`, `task2` and so on.
 
         Raises:
             ValueError: it is in use.
@@ -120,8 +118,7 @@ class TaskBook:
         self._made_up[prefix] = tasks
 
     def find(self, task_id: str) -> Lifecycle:
-        """
-        Give the task of that id.
+        """Give the task of that id.
 
         Raises:
             KeyError: there is none.
@@ -135,8 +132,7 @@ class TaskBook:
         return task
 
     def look(self, task_id: str, now: float, dated: Dated) -> bytes:
-        """
-        Answer a look at a task, as `Lifecycle.look` does.
+        """Answer a look at a task, as `Lifecycle.look` does.
 
         Raises:
             KeyError: there is no such task.
@@ -146,8 +142,7 @@ class TaskBook:
             return self.find(task_id).look(task_id, now, dated)
 
     def advance(self, task_id: str, now: float) -> None:
-        """
-        Begin a task's next step, as `Lifecycle.advance` does.
+        """Begin a task's next step, as `Lifecycle.advance` does.
 
         Raises:
             KeyError: there is no such task.
