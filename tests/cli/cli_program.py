@@ -40,6 +40,22 @@ class Program:
         self.running.append(process)
         return process
 
+    def start_with_ids(self, ids):
+        process = self.start("wait", "-i", "-", stdin=subprocess.PIPE)
+        process.stdin.write("\n".join(ids).encode())
+        process.stdin.close()
+        process.stdin = None  # or communicate() would flush it
+        return process
+
+    def close(self):
+        for process in self.running:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
     def run(self, *args, stdin_text=None, **options):
         if stdin_text is not None:
             options["stdin"] = subprocess.PIPE

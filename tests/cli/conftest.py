@@ -18,7 +18,4 @@ def server():
 def program(server):
     program = Program(server.url)
     yield program
-    for process in program.running:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+    program.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 from cli_program import KEY, Program, eventually, run_here
 
 from xai_tasks import __version__
+from xai_tasks.__main__ import main
 from xai_tasks.testing import Fault
 
 FIELDS = ["taskId", "status", "result", "errorMessage", "errorCode", "createdAt", "finishedAt", "traceId"]
@@ -232,7 +234,8 @@ class TestServe:
 def demo():
     """The demo takes ten seconds; it runs beside the other tests."""
     program = Program("http://unused.invalid")
-    return program.start("demo", env={"MOUNTSEA_API_KEY": None, "MOUNTSEA_BASE_URL": None})
+    yield program.start("demo", env={"MOUNTSEA_API_KEY": None, "MOUNTSEA_BASE_URL": None})
+    program.close()
 
 
 class TestEveryCommand:
@@ -279,6 +282,25 @@ class TestEveryCommand:
         command = f"{sys.executable} -m xai_tasks wait a >&- 2>&- <&-"
         done = subprocess.run(["bash", "-c", command], env=program.env, timeout=30)
         assert done.returncode == 0
+
+    def test_closed_descriptors_are_filled_before_anything_else_takes_their_place(self, monkeypatch):
+        def closed(fd):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+        opened = []
+        monkeypatch.setattr(sys, "argv", ["xai-tasks", "--version"])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fstat", closed)
+            patch.setattr(os, "open", lambda *args: opened.append(args))
+            assert main() == 0
+        assert opened == [(os.devnull, os.O_RDWR)] * 3
+
+    def test_interrupt_before_it_has_begun_exits_130(self, monkeypatch, capfd):
+        def interrupted(**settings):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("xai_tasks._cli._app.make_client", interrupted)
+        assert run_here(monkeypatch, capfd, "", ["get", "a"]) == (130, "", "\n")
 
     def test_help_into_a_closed_pipe_ends_quietly(self, program):
         read_end, write_end = os.pipe()

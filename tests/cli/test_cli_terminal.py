@@ -97,8 +97,10 @@ def test_colours_are_there_otherwise(terminal, program, server):
 
 @pytest.mark.parametrize(("env", "args"), [({"TERM": "dumb"}, ()), (SHOWN, ("--quiet",))])
 def test_dumb_terminal_and_quiet_have_no_bar(terminal, program, server, env, args):
-    server.add("a", [("processing", 1.0)])
+    server.add("a", "processing")
     process = program.start("wait", "a", "--interval", "0.1", *args, env={**SHOWN, **env}, stderr=terminal.fd)
+    eventually(lambda: server.count("a") >= 10)  # a bar would have been drawn by now
+    server.advance("a")
     assert process.wait(30) == 0
     assert "\x1b" not in terminal.text
 
@@ -112,10 +114,15 @@ def test_held_terminal_holds_up_no_wait(program, server, tmp_path):
         while True:
             os.write(slave, b"x" * 1000)
     os.set_blocking(slave, True)
-    server.add("a", [("processing", 1.5)])
+    server.add("a", "processing")
     path = tmp_path / "out"
-    program.start("wait", "a", "--interval", "0.1", "-o", path, env=SHOWN, stderr=slave)
+    process = program.start("wait", "a", "--interval", "0.1", "-o", path, env=SHOWN, stderr=slave)
+    eventually(lambda: server.count("a") >= 15)  # long enough for the bar to be due several times
+    server.advance("a")
     eventually(lambda: path.exists() and path.read_bytes())
-    termios.tcflush(slave, termios.TCIOFLUSH)
+    os.set_blocking(master, False)
+    while process.poll() is None:  # the summary at the end does wait for room
+        with contextlib.suppress(BlockingIOError):
+            os.read(master, 65536)
     os.close(slave)
     os.close(master)

@@ -100,10 +100,12 @@ class TestInput:
 
 class TestOutput:
     def test_lines_come_in_the_order_tasks_end(self, program, server):
-        server.add("slow", [("processing", 1.0)])
-        server.add("quick", [])
-        ended = program.run("wait", "slow", "quick", "--interval", "0.2")
-        assert [line["taskId"] for line in ended.lines] == ["quick", "slow"]
+        server.add("slow", "processing")
+        server.add("quick")
+        process = program.start("wait", "slow", "quick", "--interval", "0.2")
+        assert json.loads(process.stdout.readline())["taskId"] == "quick"
+        server.advance("slow")
+        assert json.loads(process.stdout.readline())["taskId"] == "slow"
 
     def test_summary_is_told_at_the_end_unless_quiet(self, program, server):
         server.add("a")
@@ -133,9 +135,7 @@ class TestOutput:
 
     def test_closed_pipe_ends_it_quietly(self, program, server):
         ids = server.add_many(2000, duration=constant(0))
-        process = program.start("wait", "-i", "-", stdin=subprocess.PIPE)
-        process.stdin.write("\n".join(ids).encode())
-        process.stdin.close()
+        process = program.start_with_ids(ids)
         process.stdout.readline()
         process.stdout.close()
         assert process.wait(30) == 1
@@ -149,9 +149,7 @@ class TestOutput:
 
     def test_reader_that_is_slow_costs_no_line(self, program, server):
         ids = server.add_many(1000, duration=constant(0))
-        process = program.start("wait", "-i", "-", stdin=subprocess.PIPE)
-        process.stdin.write("\n".join(ids).encode())
-        process.stdin.close()
+        process = program.start_with_ids(ids)
         time.sleep(0.5)  # the pipe fills up
         out = process.stdout.read()
         assert sorted(json.loads(line)["taskId"] for line in out.splitlines()) == sorted(ids)
@@ -208,8 +206,11 @@ class TestExit:
         assert ended.lines[1]["error"]["type"] == "WaitTimeoutError"
 
     def test_timeout_none_is_no_limit(self, program, server):
-        server.add("a", [("processing", 0.3)])
-        assert program.run("wait", "a", "--timeout", "none", "--interval", "0.2").code == 0
+        server.add("a", "processing")
+        process = program.start("wait", "a", "--timeout", "none", "--interval", "0.2")
+        eventually(lambda: server.count("a") >= 2)
+        server.advance("a")
+        assert process.wait(30) == 0
 
 
 class TestOptions:
@@ -265,9 +266,7 @@ class TestInterrupt:
         self, program, server
     ):
         ids = server.add_many(2000, duration=constant(0))
-        process = program.start("wait", "-i", "-", stdin=subprocess.PIPE)
-        process.stdin.write("\n".join(ids).encode())
-        process.stdin.close()
+        process = program.start_with_ids(ids)
         eventually(lambda: server.count() == 2000)
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
@@ -280,9 +279,7 @@ class TestInterrupt:
 
     def test_everything_that_has_ended_is_written_at_an_interrupt(self, program, server):
         ids = server.add_many(2000, duration=constant(0))
-        process = program.start("wait", "-i", "-", stdin=subprocess.PIPE)
-        process.stdin.write("\n".join(ids).encode())
-        process.stdin.close()
+        process = program.start_with_ids(ids)
         eventually(lambda: server.count() == 2000)
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)

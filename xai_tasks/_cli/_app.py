@@ -269,7 +269,15 @@ def demo_command() -> int:
 
 
 def run() -> int:
-    """Run the program and give its exit code."""
+    """Run the program.
+
+    Returns:
+        its exit code.
+
+    Raises:
+        SystemExit: with 1, where nobody reads stdout any more: click ends quietly then.
+
+    """
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -281,11 +289,8 @@ def run() -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except BrokenPipeError:
-        sys.stdout = None  # what click has left in it can't be flushed any more
-        return Exit.INCOMPLETE
     except (XaiTasksError, OSError) as error:
         write_stderr(f"xai-tasks: {error}\n")
         return Exit.UNUSABLE if isinstance(error, APIError) else Exit.USAGE
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort:  # SIGINT before a command runs
         return Exit.INTERRUPTED

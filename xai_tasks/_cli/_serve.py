@@ -48,8 +48,6 @@ async def serve(
                 await sink.write(_line(taskId=task_id))
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            if not interrupt.received:
-                raise
             interrupt.swallow()
         sys.stderr.write(f"xai-tasks: answered {server.count():,} requests\n")
     return Exit.COMPLETED

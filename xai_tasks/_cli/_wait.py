@@ -98,8 +98,6 @@ class Job:
             while (outcome := await anext(stream, None)) is not None:
                 await self._take(outcome)
         except asyncio.CancelledError:
-            if not interrupt.received:
-                raise
             interrupt.swallow()
             await self._drain(client, stream)
         finally:
@@ -108,12 +106,11 @@ class Job:
     async def _drain(self, client: TaskClient, stream: OutcomeStream) -> None:
         """Write what has ended and has not been taken yet, and pull no further id."""
         self._source.stopped = True
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, StopAsyncIteration):
             for _ in range(stream.pending - client.stats.waiting):
                 async with asyncio.timeout(_GRACE):
-                    outcome = await anext(stream, None)
-                if outcome is not None:
-                    await self._take(outcome)
+                    outcome = await anext(stream)
+                await self._take(outcome)
 
     async def _take(self, outcome: Outcome) -> None:
         if isinstance(outcome.error, ConfigurationError):
