@@ -12,6 +12,8 @@ from typing import Any, overload
 from xai_tasks.testing._durations import Duration
 from xai_tasks.testing._lifecycle import Dated, Lifecycle, ending_of
 
+_FAILURE = ending_of(failed=("made-up failure", 500))
+
 
 class MadeUpTasks(Sequence[str]):
     """The ids of a made-up workload, a sequence that holds no strings.
@@ -29,7 +31,7 @@ class MadeUpTasks(Sequence[str]):
 
     """
 
-    __slots__ = ("_created", "_durations", "_ending", "_fails", "_prefix", "tally")
+    __slots__ = ("_created", "_durations", "_ending", "_fails", "_prefix", "_video", "tally")
 
     def __init__(
         self,
@@ -47,6 +49,8 @@ class MadeUpTasks(Sequence[str]):
         self._durations = array("d", (duration(random) for _ in range(n)))
         self._fails = bytearray(random.random() < failed for _ in range(n))
         self._ending = None if result is None else ending_of(result)
+        # Cut off before the id's number, so that a look need not write JSON anew.
+        self._video = ending_of({"videoUrl": f"https://videos.invalid/{prefix}-"})[: -len('"}')]
         self.tally = array("L", bytes(n * array("L").itemsize))
         """Requests seen for each."""
 
@@ -81,10 +85,7 @@ class MadeUpTasks(Sequence[str]):
     def lifecycle(self, place: int) -> Lifecycle:
         """Make the lifecycle of the task at `place`: pending for a tenth of its time, then processing."""
         seconds = self._durations[place]
-        if self._fails[place]:
-            ending = ending_of(failed=("made-up failure", 500))
-        else:
-            ending = self._ending or ending_of({"videoUrl": f"https://videos.invalid/{self[place]}.mp4"})
+        ending = _FAILURE if self._fails[place] else self._ending or f'{self._video}{place}.mp4"}}'
         return Lifecycle(self._created, (("pending", seconds * 0.1), ("processing", seconds * 0.9)), ending)
 
 
