@@ -295,10 +295,41 @@ async def test_a_cancelled_call_does_not_show_the_key(nothing_told, verb):
     assert gives_away(everything(caught.value)) == []
 
 
+async def strike_while_handling(request, interrupt):
+    """Be interrupted where the HTTP library is busy with an error of its own, which then is the context."""
+    try:
+        raise LookupError(request.headers["Authorization"])
+    except LookupError:
+        await interrupt()
+
+
+async def test_a_call_cancelled_while_an_error_is_handled_does_not_show_the_key(nothing_told):
+    async def strike(request, handler):
+        arrived.set()
+        await strike_while_handling(request, asyncio.Event().wait)
+
+    arrived = asyncio.Event()
+    async with (
+        aiohttp.ClientSession(middlewares=[strike]) as session,
+        serving(b"", session=session) as (_, client),
+    ):
+        call = asyncio.create_task(client.get("a"))
+        await arrived.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await call
+
+    assert caught.value.__context__ is None
+    assert gives_away(everything(caught.value)) == []
+
+
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_in_the_middle_of_a_request_does_not_show_the_key(log, interrupt):
-    async def strike(request, handler):
+    async def interrupted():
         raise interrupt
+
+    async def strike(request, handler):
+        await strike_while_handling(request, interrupted)
 
     async def main():
         async with (
