@@ -143,7 +143,7 @@ class TaskServer:
 
     @property
     def url(self) -> str:
-        """What to give a client as `base_url`, such as `http://127.0.0.1:41234`.
+        """The origin it listens at, to give to a client as `base_url`.
 
         Raises:
             RuntimeError: the server was never started, so it has no port yet.
@@ -155,7 +155,7 @@ class TaskServer:
 
     @property
     def api_key(self) -> str | Collection[str] | None:
-        """The bearer key, or keys, that it takes; None: requests need none. May be set while it runs."""
+        """The bearer key, or keys, that it takes, None where requests need none. May be set while it runs."""
         return self._gate.api_key
 
     @api_key.setter
@@ -324,7 +324,7 @@ class TaskServer:
 
     @property
     def faults_left(self) -> list[Fault]:
-        """The queued faults that no request has met yet: `assert not server.faults_left` ends a good fault test."""
+        """The queued faults that no request has met yet; `assert not server.faults_left` ends a good fault test."""
         return self._faults.left()
 
     @property
