@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 
 import pytest
@@ -77,6 +78,21 @@ class TestWatch:
         transport.fault("a", says("queued"), says("running"), says("running"), says("completed"))
 
         assert [task.raw["status"] async for task in client.watch("a")] == ["queued", "running", "completed"]
+
+    async def test_a_failed_poll_is_no_change(self, transport):
+        async with client_over(transport, retry=RetryPolicy(budget=0)) as client:
+            transport.fault("a", status(503), says("pending"), status(503), says("pending"))
+            transport.add("a")
+
+            assert [task.status async for task in client.watch("a")] == ["pending", "completed"]
+
+    async def test_may_be_iterated_by_hand(self, client, transport):
+        transport.fault("a", says("pending"))
+        transport.add("a")
+        changes = aiter(client.watch("a"))
+
+        assert (await anext(changes)).status == "pending"
+        assert [task.status async for task in changes] == ["completed"]
 
     async def test_keeps_changes_for_a_slow_reader(self, client, transport):
         transport.add("a", ("pending", 2), ("assigned", 2), ("processing", 2))
@@ -324,6 +340,42 @@ class TestAsCompleted:
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
 
+    @pytest.mark.parametrize("kind", ["sync", "async"])
+    async def test_a_source_that_meets_a_cancellation_of_others_ends_the_stream_with_it(
+        self, client, transport, kind
+    ):
+        transport.add("a")
+        outcomes = []
+        other = asyncio.get_running_loop().create_future()
+        other.cancel()
+
+        def source():
+            yield "a"
+            other.result()
+
+        async def async_source():
+            yield "a"
+            await other
+
+        with pytest.raises(asyncio.CancelledError):
+            async for outcome in client.as_completed(source() if kind == "sync" else async_source()):
+                outcomes.append(outcome.task_id)
+
+        assert outcomes == ["a"]
+        await assert_nothing_runs(client)
+
+    async def test_cancelling_what_pulls_does_not_leave_the_reader_waiting(self, client, transport):
+        transport.default = "processing"
+        stream = client.as_completed(forever(), max_pending=5)
+        reader = asyncio.create_task(collect(stream))
+        await asyncio.sleep(3)
+
+        stream._bulk._puller.cancel()
+
+        await asyncio.wait([reader])
+        assert reader.cancelled()
+        await assert_nothing_runs(client)
+
     async def test_a_failed_first_poll_counts_as_a_look(self, transport):
         async with client_over(transport, retry=RetryPolicy(budget=0)) as client:
             transport.fault("a", status(503))
@@ -515,6 +567,59 @@ class TestLeavingEarly:
 
         await assert_nothing_runs(client)
         assert closed == [True]
+
+    async def test_pulls_no_more_from_a_source_that_swallows_its_cancellation(self, client):
+        async def source():
+            for task_id in self.ids():
+                yield task_id
+            number = 0
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(1000)
+                number += 1
+                yield f"more-{number}"
+
+        async with client.as_completed(source()) as stream:
+            await anext(stream)
+            await asyncio.sleep(5)
+
+        assert stream.pulled == 101
+        await assert_nothing_runs(client)
+
+    async def test_a_source_that_fails_to_end_says_nothing(self, client):
+        async def source():
+            try:
+                for task_id in self.ids():
+                    yield task_id
+                await asyncio.sleep(1000)
+            finally:
+                raise LookupError("the connection was closed already")
+
+        async for _ in client.as_completed(source()):
+            break
+
+        await assert_nothing_runs(client)
+
+    async def test_by_aclose_of_two_at_once_until_the_last_request_is_aborted(self, client, transport):
+        async def fetch(task_id, fetch=transport.fetch):
+            try:
+                return await fetch(task_id)
+            finally:
+                await asyncio.sleep(int(task_id[-1]))  # a connection that takes its time to close
+
+        transport.fetch = fetch
+        streams = [client.as_completed([f"{name}-{n}" for n in range(10)]) for name in "xy"]
+        readers = [asyncio.create_task(anext(stream, None)) for stream in streams]
+        await asyncio.sleep(0.05)
+        assert transport.in_flight == 20
+
+        start = now()
+        await asyncio.gather(*(stream.aclose() for stream in streams))
+
+        assert now() == start + 9
+        assert client.stats.in_flight == 0
+        await asyncio.wait(readers)
+        await assert_nothing_runs(client)
 
     async def test_takes_an_async_iterator_that_has_no_aclose(self, client):
         class Source:

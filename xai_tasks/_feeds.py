@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from xai_tasks._entries import Entry, Subscriber
 from xai_tasks._errors import InvalidTaskIdError, XaiTasksError
@@ -52,7 +53,7 @@ def check_one_of_many(task_id: object) -> None:
     raise InvalidTaskIdError(message)
 
 
-class Feed(Generic[T]):
+class Feed(ABC, Generic[T]):
     """What works behind a stream. It knows nothing of the stream, which can so be dropped and end the work."""
 
     __slots__ = ("_bind", "_hungry", "error", "items", "loop", "stopped")
@@ -60,7 +61,7 @@ class Feed(Generic[T]):
     def __init__(self, bind: Bind) -> None:
         self._bind = bind
         self.items: deque[T] = deque()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         """What to raise once the items are taken."""
         self.stopped: bool = False
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -108,17 +109,17 @@ class Feed(Generic[T]):
         """Return once what `give_up` ended has come to its end."""
 
     @property
+    @abstractmethod
     def exhausted(self) -> bool:
         """Whether no further item will come."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start(self) -> None:
         """Begin, with the first item asked for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def give_up(self) -> None:
         """End all that `start` began."""
-        raise NotImplementedError
 
 
 class _Watching(Subscriber):
@@ -271,8 +272,7 @@ class BulkFeed(Feed[Outcome]):
         self._puller = asyncio.get_running_loop().create_task(self._pull())
 
     def give_up(self) -> None:
-        if self._puller is not None:
-            self._puller.cancel()
+        cast("asyncio.Task[None]", self._puller).cancel()
         self._poller.leave_all(self._is_mine)
 
     def _is_mine(self, subscriber: Subscriber) -> bool:
@@ -293,9 +293,12 @@ class BulkFeed(Feed[Outcome]):
                     if self.pulled % _SLICE == 0:
                         await asyncio.sleep(0)
                     await self._has_room()
+        except asyncio.CancelledError as error:
+            if self._is_over:
+                raise
+            self._source_raised(error)  # that a task it waited for was cancelled, for example
         except Exception as error:  # noqa: BLE001 -- whatever a source raises goes to who reads the stream
-            self.error = self.error or error
-            self.unseen = self._poller.unseen(self._is_mine)
+            self._source_raised(error)
         self._source_ended = True
         self.wake()
 
@@ -303,12 +306,23 @@ class BulkFeed(Feed[Outcome]):
         ids = aiter(source)
         try:
             async for task_id in ids:
+                if self._is_over:
+                    raise asyncio.CancelledError  # which the source swallowed, as asyncio.wait_for may do
                 self._admit(task_id)
                 await self._has_room()
         finally:
             aclose = getattr(ids, "aclose", None)
             if aclose is not None:
                 await aclose()
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nobody wants further ids: the stream is closed, or the key was refused."""
+        return self.stopped or self._source_ended
+
+    def _source_raised(self, error: BaseException) -> None:
+        self.error = self.error or error
+        self.unseen = self._poller.unseen(self._is_mine)
 
     async def _has_room(self) -> None:
         while self.pending >= self._max_pending:
@@ -337,7 +351,7 @@ class BulkFeed(Feed[Outcome]):
             error = task_error(task, task_id)
         if error is None or (isinstance(error, XaiTasksError) and not isinstance(error, self._refusals)):
             self._put(Outcome(task_id, place.index, task, error))
-        elif not self.stopped:
+        else:
             # The key was refused: every other id would only meet the same.
             self.error = error
             self.unseen.clear()
