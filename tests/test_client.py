@@ -454,6 +454,20 @@ class TestClose:
         await assert_nothing_runs(client)
 
     @pytest.mark.fake_clock
+    async def test_in_the_same_breath_as_a_wait_is_cancelled_leaves_it_cancelled(self, transport):
+        client = client_over(transport)
+        transport.fault("a", stalled)
+        wait = asyncio.create_task(client.wait("a"))
+        await asyncio.sleep(1)
+
+        wait.cancel()
+        await client.close()
+
+        await asyncio.wait([wait])
+        assert wait.cancelled()
+        await assert_nothing_runs(client)
+
+    @pytest.mark.fake_clock
     async def test_cancelled_half_way_can_be_done_again(self, transport):
         client = client_over(transport)
         transport.fault("a", stalled)

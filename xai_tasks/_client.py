@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypeVar, cast, overload
 
 from xai_tasks._credentials import Credentials, KeySource
-from xai_tasks._entries import Subscriber
+from xai_tasks._entries import Entry, Subscriber
 from xai_tasks._errors import ClientClosedError, TaskError, XaiTasksError
 from xai_tasks._feeds import check_one_of_many, check_task_id
 from xai_tasks._models import ClientStats, TaskResult, task_error
@@ -220,8 +220,8 @@ class TaskClient:
         try:
             answer = await waiter.future
         except asyncio.CancelledError:
-            if entry is not None:
-                self._poller.leave(entry, waiter)
+            # A wait that had no time at all has no entry, and nothing to wait for here.
+            self._poller.leave(cast("Entry", entry), waiter)
             raise
         error = answer if isinstance(answer, Exception) else task_error(answer, task_id) if check else None
         if error is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 
 import tenacity
 
@@ -16,7 +17,7 @@ from xai_tasks._transport import Look
 NEVER = math.inf
 
 
-class Subscriber:
+class Subscriber(ABC):
     """Somebody who waits for an id: one call of `wait`, one `watch`, or one place in a bulk stream."""
 
     __slots__ = ("deadline", "timeout")
@@ -31,12 +32,12 @@ class Subscriber:
         self.timeout = NEVER if timeout is None else timeout
         self.deadline = now + self.timeout
 
-    def looked(self, task: TaskResult | None) -> None:
+    def looked(self, task: TaskResult | None) -> None:  # noqa: B027 -- most have nothing to do
         """Hear of each poll after which the wait goes on; None if it failed."""
 
+    @abstractmethod
     def ended(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
         """Hear, once, how it ended: the ended task, or the error that ended the wait."""
-        raise NotImplementedError
 
 
 class Entry:
@@ -81,9 +82,9 @@ class Entry:
 
     def all(self) -> list[Subscriber]:
         """Give the subscribers as a list of their own."""
-        if self.subscribers is None:
-            return []
-        return list(self.subscribers) if isinstance(self.subscribers, dict) else [self.subscribers]
+        if isinstance(self.subscribers, dict):
+            return list(self.subscribers)
+        return [] if self.subscribers is None else [self.subscribers]
 
     def add(self, subscriber: Subscriber) -> None:
         """Add a subscriber."""
