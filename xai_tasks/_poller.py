@@ -54,6 +54,7 @@ class Poller:
         "_sweeper",
         "_throttle",
         "_timer",
+        "_timer_at",
         "_workers",
         "closed",
         "waiting",
@@ -82,6 +83,7 @@ class Poller:
         self._workers: set[asyncio.Task[None]] = set()
         self._cut = NEVER
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float = 0.0  # uvloop's handles can't all say it
         self._sweeper: asyncio.TimerHandle | None = None
         self._landing: asyncio.Future[None] | None = None
         self.waiting: int = 0
@@ -269,10 +271,11 @@ class Poller:
     def _set_timer(self) -> None:
         when = min(self._heap[0][0] if self._heap else NEVER, self._cut)
         if self._timer is not None:
-            if self._timer.when() <= when:
+            if self._timer_at <= when:
                 return  # it comes in time, and sets itself anew
             self._timer.cancel()
             self._timer = None
+            self._timer_at = when
         if when < NEVER and self.waiting:
             self._timer = asyncio.get_running_loop().call_at(when, self._tick)
 

@@ -75,6 +75,7 @@ class Throttle:
         "_polls",
         "_polls_turn",
         "_timer",
+        "_timer_at",
         "_window",
         "closed",
         "in_flight",
@@ -95,6 +96,7 @@ class Throttle:
         self._polls: Queue = OrderedDict()
         self._polls_turn = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float = 0.0  # uvloop's handles can't all say it
         self.outage: Outage = Outage()
         self.on_outage: Callable[[], None] | None = None
         """Called when an outage begins."""
@@ -246,12 +248,13 @@ class Throttle:
 
     def _arm(self, when: float) -> None:
         if self._timer is not None:
-            if self._timer.when() <= when:
+            if self._timer_at <= when:
                 return  # it comes in time, and sets itself anew
             self._disarm()
         if when < math.inf:
             self._timer = asyncio.get_running_loop().call_at(when, self._on_time)
 
+            self._timer_at = when
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
