@@ -409,7 +409,7 @@ class TestOutage:
 
         with pytest.raises(APIConnectionError, match="later"):
             await client.wait("later", poll=every(1, max_outage=5), timeout=None)
-        assert now() - start == pytest.approx(32)
+        assert 32 < now() - start < 32 + 15.2  # with the next probe that fails: it might have been answered
 
     async def test_the_error_is_the_outages_and_not_one_from_long_before(self, client, transport, waits):
         transport.fault("a", status(500), says("pending"))

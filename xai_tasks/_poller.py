@@ -88,7 +88,7 @@ class Poller:
         self._landing: asyncio.Future[None] | None = None
         self.waiting: int = 0
         self.closed: bool = False
-        throttle.on_outage = self._outage_began
+        throttle.on_outage = self._outage_goes_on
 
     def subscribe(self, task_id: str, policy: PollPolicy, subscriber: Subscriber) -> Entry | None:
         """Have `subscriber` told how the task ends; the first look is due at once.
@@ -108,8 +108,7 @@ class Poller:
         lane = self._lanes.get(policy)
         if lane is None:
             lane = self._lanes[policy] = Lane(policy)
-            if self._throttle.outage.since is not None:
-                asyncio.get_running_loop().call_soon(self._sweep)  # this policy's `max_outage` counts now, too
+            self._set_sweeper()
         entry = lane.entries.get(task_id)
         if entry is None:
             entry = lane.entries[task_id] = Entry(task_id, lane, now)
@@ -275,8 +274,8 @@ class Poller:
                 return  # it comes in time, and sets itself anew
             self._timer.cancel()
             self._timer = None
-            self._timer_at = when
         if when < NEVER and self.waiting:
+            self._timer_at = when
             self._timer = asyncio.get_running_loop().call_at(when, self._tick)
 
     def _tick(self) -> None:
@@ -386,8 +385,6 @@ class Poller:
         task = answer.task if isinstance(answer, Look) else None
         for subscriber in entry.all():
             subscriber.looked(task)
-        if task is None:
-            self._sweep()
 
     def _end(self, entry: Entry, task: TaskResult | None, error: Exception | None) -> None:
         self._forget(entry)
@@ -401,28 +398,38 @@ class Poller:
             own = copy.copy(error) if number and isinstance(error, XaiTasksError) else error
             subscriber.ended(entry.task_id, task, own)
 
-    def _outage_began(self) -> None:
+    def _outage_goes_on(self) -> None:
         # Not at once: this is called by a worker, which must not come to cancel itself.
         asyncio.get_running_loop().call_soon(self._sweep)
 
     def _sweep(self) -> None:
-        """End the waits that have had enough of an outage, and come back when the next ones will."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
-        outage = self._throttle.outage
-        if outage.since is None or outage.error is None:
-            return
-        loop = asyncio.get_running_loop()
-        nearest = NEVER
+        """End the waits that have had enough of an outage."""
         for lane in list(self._lanes.values()):
-            until = NEVER if lane.policy.max_outage is None else outage.since + lane.policy.max_outage
-            if until > loop.time():
-                nearest = min(nearest, until)
+            if self._end_of_patience(lane) > asyncio.get_running_loop().time():
                 continue
             for entry in list(lane.entries.values()):
                 own = None if entry.failing_since is None else entry.error
-                self._tell(entry, None, own or outage.error.for_task(entry.task_id))
+                error = self._throttle.outage.error
+                self._tell(entry, None, own or (error and error.for_task(entry.task_id)))
                 self._drop(entry)
+        self._set_sweeper()
+
+    def _set_sweeper(self) -> None:
+        """Have the sweep come when the next waits will have had enough.
+
+        Those who come when they would have had enough already aren't ended by it but by the next probe that fails:
+        where an outage has ended all waits, nobody else would find out that it is over.
+        """
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        loop = asyncio.get_running_loop()
+        ends = (self._end_of_patience(lane) for lane in self._lanes.values())
+        nearest = min((end for end in ends if end > loop.time()), default=NEVER)
         if nearest < NEVER:
             self._sweeper = loop.call_at(nearest, self._sweep)
+
+    def _end_of_patience(self, lane: Lane) -> float:
+        """Say when an outage, if there is one, will have lasted too long for a policy."""
+        since, limit = self._throttle.outage.since, lane.policy.max_outage
+        return NEVER if since is None or limit is None else since + limit

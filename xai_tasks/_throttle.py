@@ -99,7 +99,7 @@ class Throttle:
         self._timer_at: float = 0.0  # uvloop's handles can't all say it
         self.outage: Outage = Outage()
         self.on_outage: Callable[[], None] | None = None
-        """Called when an outage begins."""
+        """Called when an outage begins, and with each probe of it that fails."""
         self.paused_until: float = 0.0
         self.in_flight: int = 0
         self.closed: bool = False
@@ -154,13 +154,15 @@ class Throttle:
     def failed(self, error: APIError, now: float, *, probe: bool) -> None:
         """Note a passing fault other than 429."""
         if self.outage.failed(error, now, probe=probe):
-            if self.on_outage is not None:
-                self.on_outage()
             logger.warning(
                 "an outage has begun: polls stop but for one probe at a time; last error: %s",
                 error,
                 extra={"task_id": error.task_id},
             )
+        elif not probe:
+            return
+        if self.on_outage is not None:
+            self.on_outage()
 
     def rejected(self, now: float, sent: float, seconds: float) -> None:
         """Note a 429 to a request that left at `sent`, and pause for `seconds`."""
@@ -252,9 +254,9 @@ class Throttle:
                 return  # it comes in time, and sets itself anew
             self._disarm()
         if when < math.inf:
+            self._timer_at = when
             self._timer = asyncio.get_running_loop().call_at(when, self._on_time)
 
-            self._timer_at = when
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
