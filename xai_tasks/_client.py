@@ -148,6 +148,8 @@ class TaskClient:
         )
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_poller"):  # a traceback out of the constructor may show it
+            return "<TaskClient unfinished>"
         state = "closed" if self._closed else f"{self._poller.waiting} waiting"
         return f"<TaskClient {self._base_url} {state}>"
 
