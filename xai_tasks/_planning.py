@@ -13,6 +13,7 @@ from typing import NamedTuple
 _CELLS = 640
 """Cells of age in a life table. Each is 1 % of (age + 5 intervals) wide, so that they reach to 2,900 intervals: 4 hours at 5 s."""
 _WIDTH = math.log(1.01)
+_PER_WIDTH = 1.0 / _WIDTH
 _SCALE = 5.0
 """The age in intervals up to which cells are about equally wide, at 1/20 of the interval."""
 MEMORY = 150.0
@@ -62,13 +63,14 @@ class LifeTable:
 
     def _place(self, age: float) -> float:
         """Give the number of the cell in which `age` lies, and how far in it."""
-        return min(_CELLS - 1.0, math.log1p(age / self._unit) / _WIDTH)
+        return min(_CELLS - 1.0, math.log1p(age / self._unit) * _PER_WIDTH)
 
     def interpolate(self, values: list[float], age: float) -> float:
         """Give what `values`, one for each edge from the first on, amounts to at `age`."""
-        place = min(self._place(age), len(values) - 1.000001)
+        place = min(math.log1p(age / self._unit) * _PER_WIDTH, len(values) - 1.000001)
         cell = int(place)
-        return values[cell] + (place - cell) * (values[cell + 1] - values[cell])
+        value = values[cell]
+        return value + (place - cell) * (values[cell + 1] - value)
 
     def entered(self, age: float) -> None:
         """Count a task that was found running, at this age, by the first look at it."""
@@ -252,12 +254,12 @@ class Plan:
         price = max(floor, price or floor / _CHEAPEST)
         low, high = 0.0, math.inf
         chosen = trial = self._try(curve, price, limits)
-        for _ in range(7):
+        for _ in range(4):
             if trial.polls > allowance:
                 low = trial.price
             else:
                 high = trial.price
-            if 0.99 * allowance <= trial.polls <= allowance or high == floor:
+            if 0.99 * allowance <= trial.polls <= allowance or high == floor or high < 1.05 * low:
                 break
             # Polls fall about as the root of the price.
             price = max(floor, price * (trial.polls / allowance) ** 2)
