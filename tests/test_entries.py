@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import heapq
+import math
+
+import pytest
+import tenacity
+from fakes import body, look, now, refused
+
+from xai_tasks import PollPolicy, TaskStatus, wait_adaptive
+from xai_tasks._entries import NEVER, Entry, Lane, PollState, Subscriber
+
+pytestmark = pytest.mark.fake_clock
+
+
+class Waiter(Subscriber):
+    def ended(self, task_id, task, error):
+        pass
+
+
+def make(task_id="a", **policy):
+    return Entry(task_id, Lane(PollPolicy(**policy)), 1000.0)
+
+
+class TestSubscriber:
+    def test_gives_up_when_its_time_has_run_out(self):
+        waiter = Waiter(1000.0, 60)
+
+        assert (waiter.timeout, waiter.deadline) == (60, 1060.0)
+
+    def test_without_a_timeout_never_gives_up(self):
+        assert Waiter(1000.0, None).deadline == NEVER
+
+    def test_need_not_listen_to_single_polls(self):
+        assert Waiter(1000.0, None).looked(None) is None
+
+
+class TestSubscribers:
+    def test_there_are_none_at_first_and_nothing_to_wait_for(self):
+        entry = make()
+
+        assert entry.all() == []
+        assert entry.deadline == NEVER
+
+    @pytest.mark.parametrize("number", [1, 2, 5])
+    def test_come_and_go_in_any_number(self, number):
+        entry = make()
+        waiters = [Waiter(1000.0, 10 + n) for n in range(number)]
+
+        for waiter in waiters:
+            entry.add(waiter)
+        assert entry.all() == waiters
+
+        for gone, waiter in enumerate(waiters, 1):
+            entry.remove(waiter)
+            entry.remove(waiter)
+            assert entry.all() == waiters[gone:]
+        assert entry.subscribers is None
+
+    def test_one_alone_costs_no_dict(self):
+        entry = make()
+
+        entry.add(waiter := Waiter(1000.0, 10))
+
+        assert entry.subscribers is waiter
+
+    def test_a_stranger_who_leaves_takes_nobody_along(self):
+        entry = make()
+        entry.add(waiter := Waiter(1000.0, 10))
+
+        entry.remove(Waiter(1000.0, 10))
+
+        assert entry.all() == [waiter]
+
+    def test_the_nearest_deadline_is_the_entrys(self):
+        entry = make()
+        for timeout in (30, 10, None):
+            entry.add(Waiter(1000.0, timeout))
+
+        assert entry.deadline == 1010.0
+
+    def test_a_list_of_them_is_the_callers_own(self):
+        entry = make()
+        for _ in range(2):
+            entry.add(Waiter(1000.0, None))
+
+        entry.all().clear()
+
+        assert len(entry.all()) == 2
+
+
+class TestEntry:
+    def test_due_at_the_same_moment_entries_lie_in_one_heap(self):
+        heap = []
+        for n in range(100):
+            heapq.heappush(heap, (1000.0, make(f"task-{n}")))
+
+        assert len({heapq.heappop(heap)[1].task_id for _ in range(100)}) == 100
+
+    def test_the_last_answer_is_decoded_when_it_is_asked_for(self):
+        entry = make()
+        assert entry.last is None
+
+        entry.body = body("a", "processing")
+
+        assert entry.last.status is TaskStatus.PROCESSING
+
+    async def test_notes_the_last_error_and_since_when_there_are_errors_alone(self):
+        entry = make()
+        first, second = refused("a"), refused("a")
+        start = now()
+
+        entry.note(first)
+        assert (entry.error, entry.failing_since) == (first, start)
+        entry.failing_since = start - 10
+        entry.note(second)
+
+        assert (entry.error, entry.failing_since) == (second, start - 10)
+
+
+class TestPollState:
+    def test_tells_a_strategy_what_tenacity_would(self):
+        entry = make()
+        entry.polls = 3
+        entry.slept = 5.0
+        answer = look("a", "pending", server_time=1.7e9)
+
+        state = PollState(entry, 1007.5, answer)
+
+        assert state.attempt_number == 3
+        assert state.seconds_since_start == 7.5
+        assert state.idle_for == 7.5
+        assert state.upcoming_sleep == 5.0
+        assert state.args == ("a",)
+        assert not state.outcome.failed
+        assert state.outcome.attempt_number == 3
+        assert state.outcome.result() is answer.task
+        assert state.server_time == 1.7e9
+        assert state.retry_object is entry.lane.tenacity
+
+    def test_of_a_failed_poll_holds_its_error(self):
+        error = refused("a")
+
+        state = PollState(make(), 1001.0, error)
+
+        assert state.outcome.failed
+        assert state.outcome.exception() is error
+        assert state.server_time is None
+
+
+class TestLane:
+    def test_has_tenacity_decide_how_long_to_sleep(self):
+        entry = make(wait=tenacity.wait_fixed(7))
+        state = PollState(entry, 1001.0, look("a", "pending"))
+
+        step = entry.lane.tenacity.iter(state)
+
+        assert isinstance(step, tenacity.DoSleep)
+        assert step == 7
+
+    def test_never_has_tenacity_stop(self):
+        entry = make(wait=tenacity.wait_fixed(7))
+        entry.polls = 10**9
+
+        assert entry.lane.tenacity.iter(PollState(entry, math.inf, refused("a"))) == 7
+
+    def test_finds_the_strategies_that_learn_inside_sums_and_chains(self):
+        one, two, three = (wait_adaptive() for _ in range(3))
+        chain = tenacity.wait_chain(tenacity.wait_fixed(1), two + tenacity.wait_random(0, 1), three)
+
+        assert Lane(PollPolicy(wait=one)).learners == [one]
+        assert Lane(PollPolicy(wait=tenacity.wait_fixed(1) + chain)).learners == [two, three]
+        assert Lane(PollPolicy(wait=tenacity.wait_fixed(1))).learners == []
