@@ -102,8 +102,7 @@ async def test_a_fault_met_once(row, verb, server, client):
         assert type(answer) is row.error
         assert answer.task_id == "a"
         assert asked == 1
-    # After a pause the rate finder lets the first request go when it has half the pause's worth of silence behind it.
-    assert seconds <= REQUEST_TIMEOUT + 1.5 * row.pause + max(JITTER, len(row.faults) * INTERVAL) + SLACK
+    assert seconds <= REQUEST_TIMEOUT + row.pause + max(JITTER, len(row.faults) * INTERVAL) + SLACK
     assert (await client.get("b")).succeeded
     assert server.count("b") <= 2  # a connection that the fault left dead is aiohttp's to notice
     assert server.faults_fired == list(row.faults[:asked])
