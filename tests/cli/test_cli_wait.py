@@ -197,6 +197,19 @@ class TestExit:
         ended = program.run("wait", "a")
         assert (ended.code, ended.lines[0]["error"]["type"]) == (3, "PaymentRequiredError")
 
+    def test_3_when_the_api_is_gone_for_many_ids_on_end_and_the_rest_is_left(self, program, server, tmp_path):
+        ids = list(server.add_many(500, duration=constant(0)))
+        path, source = tmp_path / "out", tmp_path / "ids"
+        source.write_text("\n".join(ids))
+        server.disturb(1.0, Fault.status(402))
+        ended = program.run("wait", "-i", source, "-o", path, "--resume")
+        assert ended.code == 3
+        assert len(path.read_text().splitlines()) == 100
+        assert "HTTP 402" in ended.err
+        assert "--resume" in ended.err
+        server.disturb(0.0)
+        assert program.run("wait", "-i", source, "-o", path, "--resume").code == 0
+
     def test_4_when_some_timed_out_and_nothing_worse(self, program, server):
         server.add("a")
         server.add("b", "processing")
@@ -219,6 +232,11 @@ class TestOptions:
         begun = time.monotonic()
         assert program.run("wait", *ids, "--rate", "20", "--concurrency", "2").code == 0
         assert time.monotonic() - begun >= 0.5  # 20 at once, 10 more at 20 a second
+
+    def test_slow_rate_lets_no_id_run_out_of_time_unasked(self, program, server):
+        ids = server.add_many(150, duration=constant(0))
+        # Bursts of 50, then 50 a second: all at once, the last would have to wait for two seconds.
+        assert program.run("wait", *ids, "--rate", "50", "--timeout", "1").code == 0
 
     def test_warnings_of_the_client_are_told(self, program, server):
         server.add("a")

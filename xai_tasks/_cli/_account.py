@@ -63,7 +63,7 @@ def json_line(
 class Account:
     """Counts how ids ended."""
 
-    __slots__ = ("answered", "completed", "failed", "faulted", "timed_out", "unknown")
+    __slots__ = ("answered", "completed", "failed", "faulted", "faults_in_a_row", "timed_out", "unknown")
 
     def __init__(self) -> None:
         self.completed = 0
@@ -75,6 +75,8 @@ class Account:
         """Ids that the server, or the SDK, does not take for one."""
         self.faulted = 0
         """Ids for which the API gave no usable answer."""
+        self.faults_in_a_row = 0
+        """How many of the last ids those were."""
         self.answered = False
         """Whether the server has shown any task at all."""
 
@@ -98,6 +100,7 @@ class Account:
 
     def _count(self, task: TaskResult | None, error: XaiTasksError | None) -> None:
         self.answered = self.answered or task is not None
+        faults, self.faults_in_a_row = self.faults_in_a_row, 0
         if error is None:
             self.completed += 1
         elif isinstance(error, TaskError):
@@ -108,6 +111,7 @@ class Account:
             self.unknown += 1
         else:
             self.faulted += 1
+            self.faults_in_a_row = faults + 1
 
     @property
     def code(self) -> Exit:

@@ -18,7 +18,7 @@ from xai_tasks._cli._looks import get, watch
 from xai_tasks._cli._output import Held, LineSink, open_output
 from xai_tasks._cli._progress import PlainReporter, Reporter, write_stderr
 from xai_tasks._cli._running import Exit, run_command
-from xai_tasks._cli._settings import Seconds, Shard, make_client
+from xai_tasks._cli._settings import Seconds, Shard, make_client, pending_at_most
 from xai_tasks._cli._wait import Job, Selection
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -189,9 +189,15 @@ def wait_command(
     if in_fd is not None and output_name is not None and os.path.samestat(os.fstat(in_fd), os.fstat(out_fd)):
         raise click.UsageError("the input and the output are the same file")
     reporter = _reporter(quiet=quiet)
+    max_pending = pending_at_most(settings["rate"], settings["timeout"])
     source = IdSource(task_ids, in_fd, Selection(shard, held), reporter.say)
     job = Job(
-        source, LineSink(out_fd, output_name or "stdout"), reporter, held, _hint(output_name, resume=resume)
+        source,
+        LineSink(out_fd, output_name or "stdout"),
+        reporter,
+        held,
+        _hint(output_name, resume=resume),
+        max_pending,
     )
     return run_command(partial(job.run, client))
 

@@ -10,6 +10,9 @@ import click
 
 from xai_tasks import ConfigurationError, PollPolicy, TaskClient, wait_adaptive
 
+_PENDING = 10_000
+"""Ids in rotation at most: what the client takes by itself."""
+
 
 class Seconds(click.ParamType[float | None]):
     """A number of seconds, or `none` for no limit."""
@@ -68,6 +71,13 @@ def make_client(
         raise
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+
+
+def pending_at_most(rate: float | None, timeout: float | None) -> int:
+    """Say how many ids may be in rotation, so that each is asked for ten times before its time runs out."""
+    if rate is None or timeout is None:
+        return _PENDING
+    return min(_PENDING, max(1, int(rate * timeout / 10)))
 
 
 def _key_source(path: Path) -> str | Callable[[], str]:

@@ -7,14 +7,15 @@ import contextlib
 import logging
 import time
 
-from xai_tasks import ConfigurationError, Outcome, OutcomeStream, TaskClient
+from xai_tasks import ConfigurationError, Outcome, OutcomeStream, TaskClient, XaiTasksError
 from xai_tasks._cli._account import Account
 from xai_tasks._cli._ids import IdSource, digest
-from xai_tasks._cli._looks import FATAL
 from xai_tasks._cli._output import Held, LineSink
 from xai_tasks._cli._progress import LogHandler, Reporter, Snapshot, spell
 from xai_tasks._cli._running import Exit, Interrupt
 
+_HOPELESS = 100
+"""Ids in a row without a usable answer after which the rest is left for a better day, instead of being run through."""
 _GRACE = 0.1
 """Seconds for an outcome that should be at hand to come out of the stream."""
 
@@ -52,17 +53,25 @@ class Job:
         reporter: tells how it goes.
         held: counts the ids of earlier runs; None: nothing is resumed.
         hint: how to go on after an interruption.
+        max_pending: ids in rotation at most.
 
     """
 
     def __init__(
-        self, source: IdSource, sink: LineSink, reporter: Reporter, held: Held | None, hint: str
+        self,
+        source: IdSource,
+        sink: LineSink,
+        reporter: Reporter,
+        held: Held | None,
+        hint: str,
+        max_pending: int,
     ) -> None:
         self._source = source
         self._sink = sink
         self._reporter = reporter
         self._held = held
         self._hint = hint
+        self._max_pending = max_pending
         self._account = Account()
 
     async def run(self, client: TaskClient, interrupt: Interrupt) -> int:
@@ -70,6 +79,7 @@ class Job:
 
         Raises:
             AuthenticationError, PermissionDeniedError, ConfigurationError: the key is of no use, or no longer.
+            APIError: the API gave no usable answer for many ids on end.
             OSError: a line can't be written.
 
         """
@@ -77,9 +87,9 @@ class Job:
         handler = LogHandler(self._reporter)
         logging.getLogger("xai_tasks").addHandler(handler)
         try:
-            async with client, client.as_completed(self._source) as stream:
+            async with client, client.as_completed(self._source, max_pending=self._max_pending) as stream:
                 await self._follow(client, stream, interrupt)
-        except FATAL:
+        except XaiTasksError:
             self._reporter.say(self._hint)
             raise
         finally:
@@ -118,6 +128,8 @@ class Job:
         if self._sink.is_terminal:
             self._reporter.clear()
         await self._sink.write(self._account.enter(outcome.task_id, outcome.task, outcome.error))
+        if self._account.faults_in_a_row >= _HOPELESS and outcome.error is not None:
+            raise outcome.error
 
     def _snapshot(self, client: TaskClient, stream: OutcomeStream) -> Snapshot:
         stats = client.stats
