@@ -122,7 +122,7 @@ class TestPollState:
     def test_tells_a_strategy_what_tenacity_would(self):
         entry = make()
         entry.polls = 3
-        entry.slept = 5.0
+        entry.gap = 5.0
         answer = look("a", "pending", server_time=1.7e9)
 
         state = PollState(entry, 1007.5, answer)

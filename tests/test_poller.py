@@ -549,21 +549,27 @@ class TestWaitStrategies:
         told = []
 
         class Learner(wait_adaptive):
-            def observe(self, task, **how):
-                told.append((task.task_id, round(how["waited"], 6), round(how["gap"], 6)))
+            def observe(self, task, *, waited, gap):
+                told.append((task.task_id, pytest.approx(waited), pytest.approx(gap)))
+
+            def __call__(self, retry_state):
+                return 2
 
         for wait in (
-            Learner(interval=2),
-            Learner(interval=2) + tenacity.wait_fixed(0),
-            tenacity.wait_chain(tenacity.wait_fixed(2), Learner(interval=2)),
+            Learner(),
+            Learner() + tenacity.wait_fixed(0),
+            tenacity.wait_chain(tenacity.wait_fixed(2), Learner()),
         ):
-            transport.add("a", end="failed")
-            await client.wait("a", poll=PollPolicy(wait=wait), check=False)
-            transport.add("b", ("processing", 1))
+            transport.add("ended", end="failed")
+            transport.add("runs", ("processing", 3))
+            transport.add("late", ("processing", 100))
+            await client.wait("ended", poll=PollPolicy(wait=wait), check=False)
+            await client.wait("runs", poll=PollPolicy(wait=wait))
             with pytest.raises(WaitTimeoutError):
-                await client.wait("b", poll=PollPolicy(wait=wait), timeout=0.5)
+                await client.wait("late", poll=PollPolicy(wait=wait), timeout=5)
 
-        assert told == [("a", 0.1, 0)] * 3
+        # Answers came after 0.1, 2.2 and 4.3 s; of a task that had ended at its first look nothing is known.
+        assert told == [("ended", 0, 0), ("runs", 4.3, 2.1)] * 3
 
 
 class TestRetryAfterOnAGoodAnswer:

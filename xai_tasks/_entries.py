@@ -48,10 +48,10 @@ class Entry:
         "due",
         "error",
         "failing_since",
+        "gap",
         "lane",
         "poll_at",
         "polls",
-        "slept",
         "started",
         "subscribers",
         "task_id",
@@ -65,7 +65,8 @@ class Entry:
         """One alone, as in bulk, goes without a dict."""
         self.polls: int = 0
         self.started: float = now
-        self.slept: float = 0.0
+        self.gap: float = 0.0
+        """Seconds between the last two polls; while at rest, from the last one to the next."""
         self.poll_at: float = now
         self.due: float = NEVER
         """The key of this entry's item in the heap; items with another are leftovers."""
@@ -135,7 +136,7 @@ class PollState(tenacity.RetryCallState):
         self.start_time = entry.started
         self.outcome_timestamp = now
         self.idle_for = now - entry.started
-        self.upcoming_sleep = entry.slept  # until the wait strategy is asked: the last one
+        self.upcoming_sleep = entry.gap  # until the wait strategy is asked: the last one
         self.outcome = tenacity.Future(entry.polls)
         if isinstance(answer, Look):
             self.outcome.set_result(answer.task)

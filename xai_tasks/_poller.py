@@ -112,7 +112,7 @@ class Poller:
         entry = lane.entries.get(task_id)
         if entry is None:
             entry = lane.entries[task_id] = Entry(task_id, lane, now)
-            entry.subscribers = subscriber
+            entry.add(subscriber)
             self.waiting += 1
             self._line_up(entry)
             self._dispatch()
@@ -318,9 +318,8 @@ class Poller:
             try:
                 answer = await self._retrying.look(entry.task_id, poll=True, on_error=entry.note)
             except asyncio.CancelledError:
-                if entry.subscribers is not None:
-                    raise  # by somebody else, and not because everybody left
-                worker.uncancel()
+                if entry.subscribers is not None or worker.uncancel():
+                    raise  # by somebody else, and not only because everybody left
             except Exception as error:  # noqa: BLE001 -- a key function may raise anything; a subscriber must hear of it
                 answer = error
             self._land(entry)
@@ -339,6 +338,7 @@ class Poller:
             self._land(entry)
             if entry.subscribers is not None:
                 self._push(entry, entry.poll_at)
+        self._dispatch()
         self._set_timer()
 
     # What an answer means.
@@ -346,13 +346,16 @@ class Poller:
     def _step(self, entry: Entry, answer: Look | Exception) -> None:
         """Do what follows from an answer: end the wait, or let tenacity say when the next poll is."""
         now = asyncio.get_running_loop().time()
+        # What passed since the last poll; more than was slept, if a worker, the rate or a pause was waited for.
+        entry.gap = now - entry.poll_at + entry.gap if entry.polls else 0.0
         entry.polls += 1
         self._counters.polls += 1
         if isinstance(answer, Look):
             entry.failing_since = None
             if answer.task.done:
+                waited = now - entry.started if entry.polls > 1 else 0.0
                 for learner in entry.lane.learners:
-                    learner.observe(answer.task, waited=now - entry.started, gap=entry.slept)
+                    learner.observe(answer.task, waited=waited, gap=entry.gap)
                 self._end(entry, answer.task, None)
                 return
         elif self._is_final(entry, answer, now):
@@ -375,12 +378,12 @@ class Poller:
 
     def _rest(self, entry: Entry, answer: Look | Exception, now: float, seconds: float) -> None:
         """Lay an entry down until its next poll."""
-        entry.slept = max(0.0, seconds)
+        entry.gap = max(0.0, seconds)
         if isinstance(answer, Look):
             if answer.retry_after is not None:
-                entry.slept = max(entry.slept, min(answer.retry_after, self._max_pause))
+                entry.gap = max(entry.gap, min(answer.retry_after, self._max_pause))
             entry.body = answer.body
-        entry.poll_at = now + entry.slept
+        entry.poll_at = now + entry.gap
         self._push(entry, min(entry.poll_at, entry.deadline))
         task = answer.task if isinstance(answer, Look) else None
         for subscriber in entry.all():
