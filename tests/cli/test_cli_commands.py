@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 from cli_program import KEY, Program, eventually, run_here
 
 from xai_tasks import __version__
 from xai_tasks.__main__ import main
+from xai_tasks._cli._app import cli
 from xai_tasks.testing import Fault
 
 FIELDS = ["taskId", "status", "result", "errorMessage", "errorCode", "createdAt", "finishedAt", "traceId"]
@@ -320,3 +322,16 @@ def test_demo_needs_neither_key_nor_network(demo):
         out,
         re.MULTILINE,
     )
+
+
+def test_docs_name_only_options_that_there_are():
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "overnight-jobs.md"
+    named = set(re.findall(r"--[a-z][a-z-]+", page.read_text()))
+    known = {
+        option
+        for command in cli.commands.values()
+        for parameter in command.params
+        for option in parameter.opts
+    }
+    assert named - known == set()
+    assert {"--resume", "--shard", "--api-key-file"} <= named

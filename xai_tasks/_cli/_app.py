@@ -252,7 +252,7 @@ def serve_command(*, duration: str, **settings: Any) -> int:
     The first line tells the URL and the key, each further one the id of a task:
 
     \b
-      xai-tasks serve > served.jsonl &
+      xai-tasks serve > served.jsonl & sleep 1
       export MOUNTSEA_BASE_URL=$(head -1 served.jsonl | jq -r .url) MOUNTSEA_API_KEY=test
       tail -n +2 served.jsonl | xai-tasks wait -i -
     """  # noqa: D301 -- \b is click's mark for lines to be kept
