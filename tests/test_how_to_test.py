@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -17,9 +18,12 @@ def test_the_pages_project_passes_its_own_tests(tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
 
+    # The outer run's options (coverage, say) are not this project's.
+    env = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=tmp_path,
+        env=env,
         capture_output=True,
         text=True,
         check=False,
