@@ -226,6 +226,7 @@ class Noise(NamedTuple):
     timer: float = 0.001  # a timer is up to this late
     stalls: float = 0.5
     stall: tuple[float, float] = (0.02, 0.1)
+    server_stalls: float = 0.0  # in which requests pile up, to be answered all at once
 
 
 class _Client:
@@ -316,11 +317,19 @@ def simulate(
         wake(client, start)
         if noise.stalls:
             at(start + rng.expovariate(noise.stalls), "stall", client)
+    server_stalled_until = 0.0
+    server_stall = rng.expovariate(noise.server_stalls) if noise.server_stalls else math.inf
     while events:
         now, _, kind, client, sent, verdict = heapq.heappop(events)
         if now > duration:
             break
         if kind == "arrive":
+            while server_stall <= now:
+                server_stalled_until = server_stall + rng.uniform(*noise.stall)
+                server_stall = server_stalled_until + rng.expovariate(noise.server_stalls)
+            if now < server_stalled_until:
+                at(server_stalled_until, kind, client, sent)
+                continue
             verdict = server.ask(now)
             at(now + rng.uniform(*noise.latency) / 2, "answer", client, sent, verdict)
         elif kind == "stall":

@@ -847,17 +847,23 @@ class TestForeignCancellation:
             assert all(task.succeeded for task in await asyncio.gather(*tasks))
             assert client.stats.in_flight == 0
 
-    async def test_of_a_worker_whose_id_everybody_left_is_the_end_of_it(self, client, transport, waits):
-        transport.fault("a", stalled)
-        tasks = waits(client, ["a"])
-        await asyncio.sleep(1)
-        (worker,) = client._poller._workers
+    @pytest.mark.parametrize("first", ["the wait", "the worker"])
+    async def test_of_a_worker_whose_id_everybody_left_is_its_end(self, transport, first, waits):
+        async with client_over(transport, max_concurrency=1) as client:
+            transport.fault("a", stalled)
+            transport.add("b")
+            task, other = waits(client, ["a", "b"])
+            await asyncio.sleep(1)
+            (worker,) = client._poller._workers
 
-        worker.cancel()
-        tasks[0].cancel()
+            cancelled = [task, worker] if first == "the wait" else [worker, task]
+            for each in cancelled:
+                each.cancel()
+            await asyncio.wait(cancelled)
 
-        await asyncio.wait(tasks)
-        await assert_nothing_runs(client)
+            assert worker.cancelled()
+            assert (await other).succeeded
+            await assert_nothing_runs(client)
 
 
 async def test_one_timer_serves_all_ids(client, transport, waits):

@@ -646,6 +646,17 @@ class TestLeavingEarly:
 
         assert (await other).succeeded
 
+    def test_by_the_end_of_a_program_that_closes_nothing(self, transport):
+        async def main():
+            client = client_over(transport)
+            readers = [asyncio.create_task(collect(client.as_completed(self.ids()))) for _ in range(2)]
+            readers += [asyncio.create_task(client.wait(f"task-{n}")) for n in range(5)]
+            await asyncio.wait(readers, timeout=3)
+
+        run(main())
+
+        assert transport.in_flight == 0
+
     def test_after_the_loop_is_closed_says_nothing(self):
         async def begin():
             transport = FakeTransport()
