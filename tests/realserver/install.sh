@@ -1,12 +1,20 @@
 #!/usr/bin/env bash
 # Installs the servers that the tests marked `realserver` run against; where they are there already, it does nothing.
-# `install.sh node` leaves nginx alone, which only root can install.
+# `install.sh node` leaves Debian's packages alone, which only root can install.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-if [ "${1:-}" != node ] && ! PATH=$PATH:/usr/sbin command -v nginx >/dev/null; then
-  apt-get update -q
-  apt-get install -y -q --no-install-recommends nginx-light
+if [ "${1:-}" != node ]; then
+  missing=()
+  export PATH=$PATH:/usr/sbin
+  command -v nginx >/dev/null || missing+=(nginx-light)
+  command -v redis-server >/dev/null || missing+=(redis-server)
+  command -v chromium >/dev/null || missing+=(chromium)
+  command -v chromedriver >/dev/null || missing+=(chromium-driver)
+  if [ "${#missing[@]}" -gt 0 ]; then
+    apt-get update -q
+    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
+  fi
 fi
 
 # One at a time: test processes that run side by side may both come here.
