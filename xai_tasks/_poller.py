@@ -386,6 +386,14 @@ class Poller:
         entry.poll_at = now + entry.gap
         self._push(entry, min(entry.poll_at, entry.deadline))
         task = answer.task if isinstance(answer, Look) else None
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "polled task %r: %s; next poll in %.3g s",
+                printable(entry.task_id),
+                answer if task is None else task.status.value,
+                entry.gap,
+                extra={"task_id": entry.task_id, "seconds": entry.gap},
+            )
         for subscriber in entry.all():
             subscriber.looked(task)
 

@@ -151,6 +151,7 @@ class Retrying:
             and self._credentials.renewable
         ):
             await self._credentials.renew(version)
+            logger.info("asking again with a renewed key: %s", answer.error, extra=_facts(answer.error))
             self._counters.retries += 1
             answer = await self._request(task_id, poll, attempts)
         return answer
@@ -268,9 +269,9 @@ def _log_retry(state: RetryCallState) -> None:
         "retrying in %.3g s: %s",
         attempts.delay,
         attempts.error,
-        extra={
-            "task_id": attempts.error.task_id,
-            "attempt": attempts.attempt_number,
-            "seconds": attempts.delay,
-        },
+        extra={**_facts(attempts.error), "attempt": attempts.attempt_number, "seconds": attempts.delay},
     )
+
+
+def _facts(error: APIError) -> dict[str, object]:
+    return {"task_id": error.task_id, "error": type(error).__name__}

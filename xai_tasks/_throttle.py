@@ -7,6 +7,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import cast
 
 from xai_tasks._errors import APIError, ClientClosedError
 from xai_tasks._outage import Outage
@@ -157,7 +158,7 @@ class Throttle:
             logger.warning(
                 "an outage has begun: polls stop but for one probe at a time; last error: %s",
                 error,
-                extra={"task_id": error.task_id},
+                extra={"task_id": error.task_id, "error": type(error).__name__},
             )
         elif not probe:
             return
@@ -202,8 +203,14 @@ class Throttle:
         return probe
 
     def _end_outage(self, now: float) -> None:
+        since = self.outage.since
         if self.outage.answered():
-            logger.warning("the outage is over: the server answers again")
+            seconds = now - cast("float", since)
+            logger.warning(
+                "the outage is over: the server answers again, %.3g s after it began",
+                seconds,
+                extra={"seconds": seconds},
+            )
             self._start_slowly(now)
 
     def _start_slowly(self, when: float) -> None:
