@@ -423,7 +423,11 @@ class TestOutage:
                     "last error: task 'a': ConnectionRefusedError"
                 ),
             ),
-            (logging.WARNING, "xai_tasks", "the outage is over: the server answers again, 0 s after it began"),
+            (
+                logging.WARNING,
+                "xai_tasks",
+                "the outage is over: the server answers again, 0 s after it began",
+            ),
         ]
 
     async def test_that_begins_is_told_once(self):
