@@ -1,0 +1,202 @@
+"""Tasks in an aiohttp.web app: one look, a long poll, server-sent events, and a live page of many tasks.
+
+In a clone of xai_tasks:              pip install .
+Beside this file and live_page.html:  python aiohttp_app.py
+
+Then open http://127.0.0.1:8080/; PORT chooses another port. MOUNTSEA_API_KEY holds the key; MOUNTSEA_BASE_URL, if
+set, says where the API is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import os
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from xai_tasks import (
+    APITimeoutError,
+    BadRequestError,
+    ClientClosedError,
+    InvalidTaskIdError,
+    NotFoundError,
+    RateLimitError,
+    TaskClient,
+    TaskResult,
+    WaitTimeoutError,
+    XaiTasksError,
+)
+
+CLIENT = web.AppKey("client", TaskClient)
+
+HEARTBEAT = 15.0
+"""Seconds after which a stream sends a comment, so that no proxy takes it for dead."""
+
+MAX_IDS = 100
+"""Ids in one stream: they stand in its URL, which servers and proxies take up to 8 KB of."""
+
+PAGE = Path(__file__).with_name("live_page.html")
+
+logger = logging.getLogger(__name__)
+routes = web.RouteTableDef()
+
+
+async def task_client(app: web.Application) -> AsyncIterator[None]:
+    """Have one client for the whole process: all requests share its polls, connections and rate limit."""
+    async with TaskClient() as client:
+        app[CLIENT] = client
+        yield
+
+
+async def give_up_waits(app: web.Application) -> None:
+    """End open streams and long polls as the server begins to stop, which would wait for them otherwise."""
+    await app[CLIENT].close()
+
+
+@routes.get("/")
+async def page(request: web.Request) -> web.StreamResponse:
+    return web.FileResponse(PAGE)
+
+
+# The router matches the path before it is decoded: ids may hold anything, as long as "/" comes as "%2F".
+@routes.get("/tasks/{task_id:[^/]+}")
+async def look(request: web.Request) -> web.StreamResponse:
+    """Answer with the task as it stands."""
+    task_id = request.match_info["task_id"]
+    return web.json_response(as_json(task_id, await request.app[CLIENT].get(task_id)))
+
+
+@routes.get("/tasks/{task_id:[^/]+}/wait")
+async def wait(request: web.Request) -> web.StreamResponse:
+    """Answer once the task has ended; after `timeout` seconds with 202 and its last status: ask again.
+
+    If the client hangs up, aiohttp cancels this handler (see `handler_cancellation` below), and so its wait.
+    """
+    task_id = request.match_info["task_id"]
+    try:
+        timeout = float(request.query.get("timeout", "30"))
+    except ValueError:
+        timeout = math.nan
+    if not 0 < timeout <= 60:
+        return web.json_response({"detail": "timeout must be more than 0 and at most 60 seconds"}, status=422)
+    try:
+        task = await request.app[CLIENT].wait(task_id, timeout=timeout, check=False)
+    except WaitTimeoutError as error:
+        if error.last is None:
+            raise
+        return web.json_response(as_json(task_id, error.last), status=202)
+    return web.json_response(as_json(task_id, task))
+
+
+@routes.get("/tasks/{task_id:[^/]+}/events")
+async def events(request: web.Request) -> web.StreamResponse:
+    """Send each change of the task's status, up to its end."""
+    return await stream(request, [request.match_info["task_id"]])
+
+
+@routes.get("/events")
+async def events_of_many(request: web.Request) -> web.StreamResponse:
+    """Send the changes of all tasks named by `?id=...&id=...`, up to the end of the last one.
+
+    One stream for many, since a browser opens no more than six connections to a server.
+    """
+    task_ids = dict.fromkeys(request.query.getall("id", []))
+    if not 1 <= len(task_ids) <= MAX_IDS or "" in task_ids:
+        return web.json_response({"detail": f"name 1 to {MAX_IDS} ids"}, status=422)
+    return await stream(request, task_ids)
+
+
+async def stream(request: web.Request, task_ids: Iterable[str]) -> web.StreamResponse:
+    """Send the changes of tasks as server-sent events. A client that goes away has this cancelled."""
+    client = request.app[CLIENT]
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    )
+    await response.prepare(request)
+
+    async def send(name: str, data: dict[str, Any]) -> None:
+        await response.write(f"event: {name}\ndata: {json.dumps(data)}\n\n".encode())
+
+    async def follow(task_id: str) -> None:
+        try:
+            async for task in client.watch(task_id, timeout=None):
+                await send("task", as_json(task_id, task))
+        except ClientClosedError:
+            pass  # the server stops: the stream just ends, and whoever reads it comes back
+        except XaiTasksError as error:
+            status, detail = problem(error)
+            await send("problem", {"taskId": task_id, "status": status, "detail": detail})
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT)
+            await response.write(b": still here\n\n")
+
+    try:
+        async with asyncio.TaskGroup() as heart:
+            beating = heart.create_task(beat())
+            async with asyncio.TaskGroup() as followers:
+                for task_id in task_ids:
+                    followers.create_task(follow(task_id))
+            beating.cancel()
+    except* ConnectionResetError:
+        pass  # written to a client that had gone a moment before
+    return response
+
+
+def as_json(task_id: str, task: TaskResult) -> dict[str, Any]:
+    return {
+        "taskId": task_id,
+        "status": task.status,
+        "done": task.done,
+        "result": task.result,
+        "errorMessage": task.error_message,
+        "errorCode": task.error_code,
+    }
+
+
+def problem(error: XaiTasksError) -> tuple[int, str]:
+    """Choose the HTTP status for an error, and words that tell nothing of the key or the account: the log has those."""
+    match error:
+        case NotFoundError():
+            return 404, "there is no such task"
+        case InvalidTaskIdError() | BadRequestError():
+            return 422, "this is no task id"
+        case RateLimitError() | ClientClosedError():
+            return 503, "too busy, try again later"
+        case WaitTimeoutError() | APITimeoutError():
+            return 504, "the task service did not answer in time"
+    logger.error("%s: %s", type(error).__name__, error)
+    return 502, "the task service can't be used at the moment"
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except XaiTasksError as error:
+        status, detail = problem(error)
+        response = web.json_response({"detail": detail}, status=status)
+        if status == 503:
+            response.headers["Retry-After"] = str(math.ceil(getattr(error, "retry_after", None) or 5))
+        return response
+
+
+def make_app() -> web.Application:
+    app = web.Application(middlewares=[errors])
+    app.add_routes(routes)
+    app.cleanup_ctx.append(task_client)
+    app.on_shutdown.append(give_up_waits)
+    return app
+
+
+if __name__ == "__main__":
+    port = int(os.environ.get("PORT", "8080"))
+    web.run_app(make_app(), host="127.0.0.1", port=port, handler_cancellation=True)
