@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 
 import pytest
 import tenacity
@@ -145,25 +144,23 @@ class TestPollState:
 
         assert state.outcome.failed
         assert state.outcome.exception() is error
+        assert state.outcome is state.outcome
+        assert state.found is None
         assert state.server_time is None
+
+    @pytest.mark.parametrize(
+        ("answer", "seconds"), [(look("a", "pending"), 1), (refused("a"), 2)], ids=["good", "failed"]
+    )
+    def test_serves_strategies_that_ask_for_the_outcome(self, answer, seconds):
+        entry = make()
+        entry.polls = 1
+
+        strategy = tenacity.wait_exception(lambda error: 2) if seconds == 2 else tenacity.wait_fixed(1)
+
+        assert strategy(PollState(entry, 1001.0, answer)) == seconds
 
 
 class TestLane:
-    def test_has_tenacity_decide_how_long_to_sleep(self):
-        entry = make(wait=tenacity.wait_fixed(7))
-        state = PollState(entry, 1001.0, look("a", "pending"))
-
-        step = entry.lane.tenacity.iter(state)
-
-        assert isinstance(step, tenacity.DoSleep)
-        assert step == 7
-
-    def test_never_has_tenacity_stop(self):
-        entry = make(wait=tenacity.wait_fixed(7))
-        entry.polls = 10**9
-
-        assert entry.lane.tenacity.iter(PollState(entry, math.inf, refused("a"))) == 7
-
     def test_finds_the_strategies_that_learn_inside_sums_and_chains(self):
         one, two, three = (wait_adaptive() for _ in range(3))
         chain = tenacity.wait_chain(tenacity.wait_fixed(1), two + tenacity.wait_random(0, 1), three)

@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, timezone
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xai_tasks import (
@@ -20,6 +22,7 @@ from xai_tasks import (
     TaskStatus,
     TaskTimedOutError,
     WaitTimeoutError,
+    _models,
 )
 from xai_tasks._models import decode_task, parse_json, task_error
 
@@ -275,6 +278,54 @@ def test_a_byte_order_mark_may_lead():
 
 def test_a_number_beyond_floats_is_taken_as_python_takes_it():
     assert parse_json(b"1e999") == math.inf
+
+
+def parsed(body, decoder):
+    """Give what `decoder`, or the standard library where it is None, makes of a body."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_models, "orjson", decoder)
+        try:
+            return repr(parse_json(body))  # in which 1 is not 1.0, and -0.0 not 0.0
+        except ValueError as error:
+            return str(error)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+)
+
+
+@given(
+    JSON.map(lambda value: json.dumps(value).encode()) | st.from_regex(rb"-?[0-9.eE+-]{1,30}", fullmatch=True)
+)
+@example(b"9223372036854775808")
+@example(b"-9223372036854775809")
+@example(b"18446744073709551616")
+@example(b'["1e999", -0, -0.0, 5e-324, 1e999]')
+@example(b'"\\ud800"')
+@example(b'{"a": 1, "a": 2}')
+@example(b"\xef\xbb\xbf{}")
+@example(b"\x0b1")
+@example(b'"\x00"')
+@example(b"[1,]")
+@example(b"NaN")
+def test_orjson_reads_what_the_standard_library_reads(body):
+    assert parsed(body, _models.orjson) == parsed(body, None)
+
+
+def test_orjson_is_not_needed():
+    program = """if True:
+        import sys
+        sys.modules["orjson"] = None  # as if it were not installed
+        from xai_tasks._models import decode_task, orjson
+        assert orjson is None
+        print(decode_task(b'{"taskId": "a", "status": "completed"}').status.value)
+    """
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "completed\n"
 
 
 @pytest.mark.parametrize("value", [None, 7, True, ["x"], {"x": 1}])

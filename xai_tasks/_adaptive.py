@@ -9,7 +9,7 @@ import math
 import random
 import time
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, cast
 
 from tenacity import RetryCallState
 from tenacity.wait import wait_base
@@ -97,10 +97,10 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
             self._replan()
         # A loop whose sleep is faked has slept longer than its clock shows.
         elapsed = max(retry_state.seconds_since_start or 0.0, retry_state.idle_for)
-        outcome = retry_state.outcome
-        if outcome is None or outcome.failed:
+        task = _found(retry_state)
+        if task is None:
             return min(self.interval, self._wait(elapsed, elapsed, retry_state.attempt_number))
-        age = self._age(outcome.result(), getattr(retry_state, "server_time", None), elapsed)
+        age = self._age(task, getattr(retry_state, "server_time", None), elapsed)
         if retry_state.attempt_number == 1:
             self._waiting += 1
             self._table.entered(age)
@@ -182,6 +182,14 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
         if curve is not None:
             self._plan = Plan(curve, Limits(self.interval, self.minimum, self.maximum), self._price)
             self._price = self._plan.price
+
+
+def _found(retry_state: RetryCallState) -> object | None:
+    """Give what the last attempt returned; None if it failed."""
+    if hasattr(retry_state, "found"):  # the client's own, which so need not make a Future
+        return cast("object | None", retry_state.found)
+    outcome = retry_state.outcome
+    return None if outcome is None or outcome.failed else outcome.result()
 
 
 def _duration(task: _Dated) -> float | None:

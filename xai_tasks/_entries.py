@@ -127,26 +127,37 @@ class Entry:
 class PollState(tenacity.RetryCallState):
     """tenacity's state of an entry. Kept, it would cost each id 1.5 KB, so each decision makes its own."""
 
-    server_time: float | None = None
+    found: TaskResult | None
+    """What the last poll found; None if it failed."""
+    server_time: float | None
     """Unix seconds, by the server's clock, of the last answer; `wait_adaptive` tells a task's age by it."""
+    _outcome: tenacity.Future | None
 
     def __init__(self, entry: Entry, now: float, answer: Look | Exception) -> None:
         super().__init__(entry.lane.tenacity, fn=None, args=(entry.task_id,), kwargs={})
+        self._answer = answer
+        if isinstance(answer, Look):
+            self.found, self.server_time = answer.task, answer.server_time
+        else:
+            self.found = self.server_time = None
         self.attempt_number = entry.polls
         self.start_time = entry.started
         self.outcome_timestamp = now
         self.idle_for = now - entry.started
         self.upcoming_sleep = entry.gap  # until the wait strategy is asked: the last one
-        self.outcome = tenacity.Future(entry.polls)
-        if isinstance(answer, Look):
-            self.outcome.set_result(answer.task)
-            self.server_time = answer.server_time
-        else:
-            self.outcome.set_exception(answer)
 
+    @property
+    def outcome(self) -> tenacity.Future | None:
+        """The last poll as tenacity tells of it; made when a strategy asks for it, since the default one doesn't."""
+        if self._outcome is None:
+            failed = isinstance(self._answer, Exception)
+            value = self._answer if failed else self.found
+            self._outcome = tenacity.Future.construct(self.attempt_number, value, failed)
+        return self._outcome
 
-def _always(state: tenacity.RetryCallState) -> bool:
-    return True
+    @outcome.setter
+    def outcome(self, outcome: tenacity.Future | None) -> None:
+        self._outcome = outcome
 
 
 class Lane:
@@ -158,8 +169,7 @@ class Lane:
         self.policy: PollPolicy = policy
         self.entries: dict[str, Entry] = {}
         self.learners: list[wait_adaptive] = _learners(policy.wait)
-        self.tenacity: tenacity.Retrying = tenacity.Retrying(wait=policy.wait, retry=_always)
-        self.tenacity.begin()
+        self.tenacity: tenacity.Retrying = tenacity.Retrying(wait=policy.wait)
 
 
 def _learners(wait: WaitStrategy) -> list[wait_adaptive]:

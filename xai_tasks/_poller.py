@@ -344,7 +344,7 @@ class Poller:
     # What an answer means.
 
     def _step(self, entry: Entry, answer: Look | Exception) -> None:
-        """Do what follows from an answer: end the wait, or let tenacity say when the next poll is."""
+        """Do what follows from an answer: end the wait, or let the wait strategy say when the next poll is."""
         now = asyncio.get_running_loop().time()
         # What passed since the last poll; more than was slept, if a worker, the rate or a pause was waited for.
         entry.gap = now - entry.poll_at + entry.gap if entry.polls else 0.0
@@ -362,7 +362,7 @@ class Poller:
             self._end(entry, None, answer)
             return
         try:
-            seconds = float(cast("float", entry.lane.tenacity.iter(PollState(entry, now, answer))))
+            seconds = float(entry.lane.policy.wait(PollState(entry, now, answer)))
             if not math.isfinite(seconds):
                 raise ValueError(f"the wait strategy of the poll policy gave {seconds} seconds")
         except Exception as error:  # noqa: BLE001 -- a strategy of the user's may raise anything

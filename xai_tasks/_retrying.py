@@ -111,9 +111,20 @@ class Retrying:
             ClientClosedError: the client was closed.
 
         """
+        credentials = self._credentials
+        if credentials.key is None:
+            await credentials.renew(credentials.version)
+        version = credentials.version
         # The first attempt is made outside tenacity, which costs as much as a fifth of a request.
-        answer = await self._attempt(task_id, poll, None)
+        answer = await self._request(task_id, poll, None)
         while not isinstance(answer, Look):
+            if isinstance(answer.error, AuthenticationError) and credentials.renewable:
+                await credentials.renew(version)
+                logger.info("asking again with a renewed key: %s", answer.error, extra=_facts(answer.error))
+                self._counters.retries += 1
+                answer = await self._request(task_id, poll, answer)
+                if isinstance(answer, Look):
+                    break
             if on_error is not None:
                 on_error(answer.error)
             seconds = await self._next_delay(answer)
@@ -131,30 +142,14 @@ class Retrying:
                 self._budget = min(self._policy.budget, self._budget + _RETRY_COST)
                 raise
             self._counters.retries += 1
-            answer = await self._attempt(task_id, poll, answer)
+            version = credentials.version
+            answer = await self._request(task_id, poll, answer)
         return answer
 
     def close(self) -> None:
         """End the sleep of everybody between two attempts with `ClientClosedError`."""
         if self._closing is not None and not self._closing.done():
             self._closing.set_result(None)
-
-    async def _attempt(self, task_id: str, poll: bool, attempts: _Attempts | None) -> Look | _Attempts:
-        """Make one request; after a 401, a second one where a new key can be had."""
-        if self._credentials.key is None:
-            await self._credentials.renew(self._credentials.version)
-        version = self._credentials.version
-        answer = await self._request(task_id, poll, attempts)
-        if (
-            not isinstance(answer, Look)
-            and isinstance(answer.error, AuthenticationError)
-            and self._credentials.renewable
-        ):
-            await self._credentials.renew(version)
-            logger.info("asking again with a renewed key: %s", answer.error, extra=_facts(answer.error))
-            self._counters.retries += 1
-            answer = await self._request(task_id, poll, attempts)
-        return answer
 
     async def _request(self, task_id: str, poll: bool, attempts: _Attempts | None) -> Look | _Attempts:
         """Make one request when the throttle lets it, and tell the throttle how it went before it lets the next."""
@@ -165,7 +160,8 @@ class Retrying:
         try:
             self._counters.requests += 1
             look = await self._transport.fetch(task_id)
-            self._check(look.task, task_id)
+            if look.task.task_id != task_id or look.task.status is TaskStatus.UNKNOWN:
+                self._warn(look.task, task_id)
             throttle.answered(clock())
             if self._budget < self._policy.budget:
                 self._budget += 1
@@ -191,7 +187,7 @@ class Retrying:
         finally:
             throttle.release(probe=probe)
 
-    def _check(self, task: TaskResult, task_id: str) -> None:
+    def _warn(self, task: TaskResult, task_id: str) -> None:
         """Warn, once each, of an id that isn't the one asked for and of an unknown status."""
         if task.task_id != task_id and not self._id_warned:
             self._id_warned = True

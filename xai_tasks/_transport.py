@@ -8,17 +8,20 @@ import math
 import platform
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 from attrs import define, field, frozen
+from multidict import CIMultiDict
 from yarl import URL
 
 from xai_tasks._credentials import Credentials, Redactor
+from xai_tasks._deadlines import Deadlines
 from xai_tasks._errors import (
     APIConnectionError,
     APIError,
@@ -42,7 +45,7 @@ _MAX_EXCERPT_BYTES = 2**14
 """How much of a body is searched for what of it to show: a long key, all of it escaped, fits in."""
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
-"""aiohttp's own clocks overrun and miss a drip; `asyncio.timeout` around the whole request does neither."""
+"""aiohttp's own clocks overrun and miss a drip; `Deadlines` around the whole request does neither."""
 
 
 @define
@@ -74,10 +77,11 @@ class Transport:
     __slots__ = (
         "_agent",
         "_borrowed",
+        "_build_url",
         "_credentials",
         "_date",
+        "_deadlines",
         "_max_bytes",
-        "_prefix",
         "_session",
         "_signature",
         "_timeout",
@@ -109,10 +113,18 @@ class Transport:
         if user_agent is not None and not (user_agent.isascii() and user_agent.isprintable()):
             raise ValueError(f"user_agent must be printable ASCII, not {user_agent!r}")
         self._credentials = credentials
-        self._prefix = f"{base_url}{_PATH}?taskId="
+        url = URL(base_url)
+        self._build_url: Callable[..., URL] = partial(
+            URL.build,
+            scheme=url.scheme,
+            authority=url.raw_authority,
+            path=url.raw_path.rstrip("/") + _PATH,
+            encoded=True,
+        )
         self._session = session
         self._borrowed = session is not None
         self._timeout = request_timeout
+        self._deadlines = Deadlines(request_timeout)
         self._max_bytes = max_bytes
         own = f"xai-tasks/{__version__} aiohttp/{aiohttp.__version__} Python/{platform.python_version()}"
         self._agent = f"{user_agent} {own}" if user_agent else own
@@ -139,19 +151,20 @@ class Transport:
         url = self._url(task_id)
         session, signature = self._ready()
         failure: BaseException
-        clock = asyncio.timeout(self._timeout)
+        request = self._deadlines.start()
         try:
-            async with clock:
-                return await self._exchange(session, signature, url, task_id)
-        except APIError as error:
-            failure = error
-        except Exception as error:  # noqa: BLE001 -- aiohttp lets errors of other libraries through
-            if isinstance(error, TimeoutError) and clock.expired():  # not the network's own ETIMEDOUT
+            look = await self._exchange(session, signature, url, task_id)
+        except BaseException as error:  # noqa: BLE001 -- also cancellation, Ctrl-C: raised again below
+            late = self._deadlines.stop(request)
+            if late and isinstance(error, asyncio.CancelledError):
                 failure = APITimeoutError(f"no whole answer within {self._timeout:g} s", task_id=task_id)
+            elif isinstance(error, APIError) or not isinstance(error, Exception):
+                failure = error
             else:
                 failure = self._translate(error, signature.redactor, task_id)
-        except BaseException as error:  # noqa: BLE001 -- cancellation, Ctrl-C: raised again below
-            failure = error
+        else:
+            self._deadlines.stop(request)
+            return look
         # Frames of aiohttp hold the key: nothing that leaves here may lead to them.
         failure.__cause__ = failure.__context__ = None
         try:
@@ -160,10 +173,13 @@ class Transport:
             del failure  # with its frame in the traceback, each would keep the other alive
 
     def _url(self, task_id: str) -> URL:
+        # Put together of its encoded parts: to parse and check it whole each time would take more than twice as long.
         try:
-            return URL(self._prefix + quote(task_id, safe=""), encoded=True)
+            query = "taskId=" + quote(task_id, safe="")
         except UnicodeEncodeError:
             pass
+        else:
+            return self._build_url(query_string=query)
         raise InvalidTaskIdError(f"task id {printable(task_id)!r} holds a lone surrogate and can't be sent")
 
     def _ready(self) -> tuple[aiohttp.ClientSession, _Signature]:
@@ -181,11 +197,13 @@ class Transport:
         return self._session, self._signature
 
     def _request_options(self, session: aiohttp.ClientSession) -> dict[str, Any]:
-        headers = {
-            "Accept": "application/json",
-            "Authorization": f"Bearer {self._credentials.key}",
-            "User-Agent": self._agent,
-        }
+        headers = CIMultiDict(  # what aiohttp would make of a dict with each request
+            {
+                "Accept": "application/json",
+                "Authorization": f"Bearer {self._credentials.key}",
+                "User-Agent": self._agent,
+            }
+        )
         # Each is said outright, since a borrowed session may have other defaults.
         options: dict[str, Any] = {
             "allow_redirects": False,
@@ -348,7 +366,8 @@ async def _read(content: aiohttp.StreamReader, limit: int) -> tuple[bytes, bool]
     """Read at most `limit` bytes of a body, after decompression; False if there were more."""
     chunks: list[bytes] = []
     size = 0
-    while chunk := await content.readany():
+    while not content.at_eof():
+        chunk = await content.readany()
         chunks.append(chunk)
         size += len(chunk)
         if size > limit:
