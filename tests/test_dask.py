@@ -1,0 +1,672 @@
+"""The stream over a cluster: on workers of this process where its parts are the point, on processes where the whole is."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import cloudpickle
+import pytest
+from distributed import Client, Event, LocalCluster
+from tenacity import wait_fixed
+
+import xai_tasks.dask
+from xai_tasks import (
+    AuthenticationError,
+    ConfigurationError,
+    InvalidTaskIdError,
+    NotFoundError,
+    PollPolicy,
+    TaskClient,
+    TaskFailedError,
+    WaitTimeoutError,
+)
+from xai_tasks.dask import ClusterStream, as_completed
+from xai_tasks.testing import Fault, TaskServer
+
+pytestmark = [
+    # What Dask itself leaves to the garbage collector on some platforms, or warns of on a busy machine.
+    pytest.mark.filterwarnings("ignore:Port [0-9]+ is already in use:UserWarning"),
+]
+
+KEY = "sk-of-the-cluster-0123456789"
+OFTEN = PollPolicy(wait=wait_fixed(0.05))
+
+
+# Workers in this process.
+
+
+@pytest.fixture
+async def server():
+    async with TaskServer(api_key=KEY) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def cluster_of(workers, **options):
+    options = {"processes": False, "threads_per_worker": 1} | options
+    anywhere = "127.0.0.1:0"
+    addresses = {"host": "127.0.0.1", "dashboard_address": anywhere, "worker_dashboard_address": anywhere}
+    async with (
+        LocalCluster(n_workers=workers, protocol="tcp", asynchronous=True, **addresses, **options) as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
+        client.local = cluster
+        yield client
+
+
+@pytest.fixture
+async def dask():
+    async with cluster_of(2) as client:
+        yield client
+
+
+@pytest.fixture
+def stream(dask, server):
+    """Give a function that makes a stream which has all that it needs but ids."""
+
+    def make(ids, **options):
+        return as_completed(
+            ids, client=dask, **{"api_key": KEY, "base_url": server.url, "poll": OFTEN, **options}
+        )
+
+    return make
+
+
+async def collect(stream):
+    return [outcome async for outcome in stream]
+
+
+def workers_of(client):
+    return [worker for worker in client.local.workers.values() if worker.status.name == "running"]
+
+
+def plugins(client):
+    """Give the workers' parts of all streams."""
+    found = [worker.plugins.values() for worker in workers_of(client)]
+    return [plugin for each in found for plugin in each if type(plugin).__module__ == "xai_tasks.dask"]
+
+
+async def until(condition):
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def quiet(server):
+    """Wait until no request has come for a quarter of a second."""
+    async with asyncio.timeout(20):
+        while True:
+            before = server.count()
+            await asyncio.sleep(0.25)
+            if server.count() == before:
+                return
+
+
+def add(server, count, *steps):
+    return [server.add(f"task-{number}", steps, result={"number": number}) for number in range(count)]
+
+
+async def test_outcomes_are_those_of_the_local_stream(server, stream):
+    ids = [*add(server, 30), "", "unknown", None, 7, server.add("bad", failed=("no", 40001)), "\ud800"]
+    async with TaskClient(KEY, base_url=server.url, poll=OFTEN) as local:
+        expected = [outcome async for outcome in local.as_completed(ids)]
+
+    outcomes = await collect(stream(ids, chunk_size=5))
+
+    def said(outcome):
+        return outcome.index, outcome.task_id, outcome.task, type(outcome.error), str(outcome.error)
+
+    def key(outcome):
+        return outcome.index
+
+    assert [said(outcome) for outcome in sorted(outcomes, key=key)] == [
+        said(outcome) for outcome in sorted(expected, key=key)
+    ]
+
+
+async def test_nothing_to_wait_for_ends_at_once(stream):
+    assert await collect(stream([])) == []
+
+
+async def test_an_outcome_comes_while_others_of_its_chunk_are_waited_for(server, stream):
+    slow, quick = server.add("slow", [("processing", None)]), server.add("quick")
+
+    async with stream([slow, quick]) as outcomes:
+        first = await anext(outcomes)
+        server.advance(slow)
+        second = await anext(outcomes)
+
+    assert [first.task_id, second.task_id] == ["quick", "slow"]
+
+
+async def test_a_straggler_holds_its_own_place_and_no_more(server, stream):
+    ids = [server.add("slow", [("processing", None)]), *add(server, 100)]
+
+    async with stream(ids, chunk_size=10, max_pending=10) as outcomes:
+        rest = [await anext(outcomes) for _ in range(100)]
+
+    assert {outcome.task_id for outcome in rest} == set(ids[1:])
+
+
+async def test_ids_are_pulled_as_there_is_room(server, stream):
+    pulled = []
+
+    def endless():
+        for number in range(10**9):
+            pulled.append(number)
+            yield server.add(f"task-{number}")
+
+    async with stream(endless(), chunk_size=5, max_pending=20) as outcomes:
+        taken = [await anext(outcomes) for _ in range(100)]
+        await quiet(server)
+
+        assert len(taken) <= len(pulled) <= len(taken) + 2 * 20
+
+
+async def test_ids_of_a_slow_source_are_handed_out_as_they_come(server, stream):
+    ids = add(server, 3)
+    seen = asyncio.Queue()
+
+    async def source():
+        for task_id in ids:
+            yield task_id
+            assert await seen.get() == task_id
+
+    async with stream(source()) as outcomes:
+        async for outcome in outcomes:
+            seen.put_nowait(outcome.task_id)
+
+    assert seen.empty()
+
+
+async def test_what_the_source_raises_comes_after_the_ids_it_gave(server, stream):
+    ids = add(server, 3, ("processing", 0.5))
+
+    def source():
+        yield from ids
+        raise LookupError("line 4")
+
+    outcomes = []
+    with pytest.raises(LookupError, match="line 4"):
+        async for outcome in stream(source()):
+            outcomes.append(outcome.task_id)
+    assert sorted(outcomes) == ids
+
+
+async def test_a_source_whose_own_task_was_cancelled_does_not_hang_the_stream(server, stream):
+    async def source():
+        yield server.add("a")
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await collect(stream(source()))
+
+
+async def test_a_refused_key_is_raised(server, stream):
+    with pytest.raises(AuthenticationError):
+        await collect(stream(add(server, 50), api_key="another-key"))
+    await quiet(server)
+
+
+async def test_outcomes_that_came_before_the_key_was_refused_are_given(server, stream):
+    async def source():
+        yield server.add("a")
+        await server.wait_for_requests(1, "a")
+        server.fault("b", *[Fault.status(403)] * 2)
+        yield server.add("b")
+
+    outcomes = stream(source())
+    assert (await anext(outcomes)).task_id == "a"
+    with pytest.raises(xai_tasks.PermissionDeniedError):
+        await anext(outcomes)
+    assert await collect(outcomes) == []
+
+
+async def test_key_and_address_may_be_the_workers_own(server, stream, monkeypatch):
+    monkeypatch.setenv("MOUNTSEA_API_KEY", KEY)
+    monkeypatch.setenv("MOUNTSEA_BASE_URL", server.url)
+    outcomes = await collect(stream(add(server, 3), api_key=None, base_url=None))
+    assert [outcome.ok for outcome in outcomes] == [True] * 3
+
+
+async def test_a_worker_without_a_key_is_an_error(server, stream, monkeypatch):
+    monkeypatch.delenv("MOUNTSEA_API_KEY", raising=False)
+    with pytest.raises(ConfigurationError, match="MOUNTSEA_API_KEY"):
+        await collect(stream(add(server, 3), api_key=None))
+
+
+async def test_a_function_may_give_the_key(server, stream):
+    key = KEY  # closed over: such a function is pickled by value
+    outcomes = await collect(stream(add(server, 3), api_key=lambda: key))
+    assert [outcome.ok for outcome in outcomes] == [True] * 3
+
+
+async def test_what_the_key_function_raises_is_raised_and_not_taken_for_a_lost_worker(server, stream):
+    def vault():
+        raise OSError("the vault is sealed")
+
+    with pytest.raises(OSError, match="the vault is sealed"):
+        await collect(stream(add(server, 3), api_key=vault))
+
+
+async def test_a_wait_ends_with_its_time(server, stream):
+    ids = [server.add("slow", [("processing", None)]), *add(server, 3)]
+    outcomes = {outcome.task_id: outcome for outcome in await collect(stream(ids, timeout=0.5))}
+    assert outcomes["task-0"].ok
+    assert isinstance(outcomes["slow"].error, WaitTimeoutError)
+
+
+async def test_without_a_timeout_the_policy_says_it(server, stream):
+    server.add("slow", [("processing", None)])
+    policy = PollPolicy(wait=wait_fixed(0.05), timeout=0.5)
+    (outcome,) = await collect(stream(["slow"], poll=policy))
+    assert outcome.error.timeout == pytest.approx(0.5, abs=0.1)
+
+
+async def test_no_timeout_means_no_limit(server, stream):
+    server.add("slow", [("processing", 0.7)])
+    policy = PollPolicy(wait=wait_fixed(0.05), timeout=0.1)
+    (outcome,) = await collect(stream(["slow"], poll=policy, timeout=None))
+    assert outcome.ok
+
+
+# Ends.
+
+
+async def test_break_ends_the_work_on_the_workers(dask, server, stream):
+    ids = [server.add("a"), *add(server, 100, ("processing", None))]
+    outcomes = stream(ids)
+
+    async for outcome in outcomes:
+        assert outcome.task_id == "a"
+        break
+
+    await until(lambda: not plugins(dask))
+    await quiet(server)
+    assert await collect(outcomes) == []
+
+
+async def test_a_closed_stream_is_exhausted(dask, server, stream):
+    outcomes = stream([server.add("a"), *add(server, 10, ("processing", None))])
+    await anext(outcomes)
+    assert plugins(dask)
+
+    await outcomes.aclose()
+    await outcomes.aclose()
+
+    assert not plugins(dask)
+    with pytest.raises(StopAsyncIteration):
+        await anext(outcomes)
+
+
+async def test_a_stream_never_begun_does_nothing(dask, stream):
+    async with stream(["a"]):
+        pass
+    assert not plugins(dask)
+
+
+async def test_a_cancelled_reader_ends_the_work(dask, server, stream):
+    reader = asyncio.create_task(collect(stream(add(server, 10, ("processing", None)))))
+    await server.wait_for_requests(10)
+
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+
+    await until(lambda: not plugins(dask))
+    await quiet(server)
+
+
+async def test_a_scheduler_that_goes_ends_the_stream(server):
+    async with cluster_of(1) as client:
+        outcomes = as_completed(
+            add(server, 3, ("processing", None)), client=client, api_key=KEY, base_url=server.url
+        )
+        reading = asyncio.create_task(anext(outcomes))
+        await server.wait_for_requests(3)
+        await client.local.close()
+        with pytest.raises(OSError):
+            await reading
+
+
+# Workers that come, go and forget.
+
+
+async def test_ids_of_a_worker_that_is_closed_are_waited_for_on_the_others(dask, server, stream):
+    ids = add(server, 40, ("processing", 3.0))
+
+    async with stream(ids, chunk_size=5) as outcomes:
+        reading = asyncio.create_task(collect(outcomes))
+        await server.wait_for_requests(40)
+        await workers_of(dask)[0].close()
+        found = [outcome.index for outcome in await reading]
+
+    assert sorted(found) == list(range(40))
+
+
+async def test_ids_wait_for_a_worker_to_come(server):
+    async with cluster_of(0) as client:
+        outcomes = as_completed(add(server, 3), client=client, api_key=KEY, base_url=server.url)
+        reading = asyncio.create_task(collect(outcomes))
+        await asyncio.sleep(0.2)
+        client.local.scale(1)
+        assert len(await reading) == 3
+
+
+async def test_a_session_forgotten_by_its_worker_begins_anew(dask, server, stream):
+    ids = [server.add("a"), *add(server, 20, ("processing", None))]
+
+    async with stream(ids, chunk_size=5) as outcomes:
+        found = [(await anext(outcomes)).index]
+        for plugin in plugins(dask):
+            await plugin._forget()
+        for task_id in ids[1:]:
+            server.advance(task_id)
+        found += [outcome.index async for outcome in outcomes]
+
+    assert sorted(found) == list(range(21))
+
+
+async def test_time_goes_on_for_ids_that_are_handed_out_again(dask, server, stream):
+    server.add("slow", [("processing", None)])
+
+    async with stream(["slow"], timeout=2) as outcomes:
+        reading = asyncio.create_task(anext(outcomes))
+        await asyncio.sleep(1.2)
+        for plugin in plugins(dask):
+            await plugin._forget()
+        outcome = await reading
+
+    assert outcome.error.timeout < 1
+
+
+async def test_a_turn_cancelled_by_somebody_else_is_repeated(dask, server, stream):
+    ids = add(server, 10, ("processing", 1.0))
+
+    async with stream(ids) as outcomes:
+        reading = asyncio.create_task(collect(outcomes))
+        await server.wait_for_requests(10)
+        await dask.cancel(list(dask.futures))
+        assert len(await reading) == 10
+
+
+async def test_more_outcomes_than_a_turn_fetches_come_in_several(server, stream, monkeypatch):
+    monkeypatch.setattr(xai_tasks.dask, "_REPLY", 7)
+    assert len(await collect(stream(add(server, 100)))) == 100
+
+
+@pytest.fixture
+async def part(server):
+    """Give a worker's part of a stream, by itself."""
+    part = xai_tasks.dask._Waits(xai_tasks.dask._Key(KEY), {"base_url": server.url, "poll": OFTEN})
+    part.setup(None)
+    yield part
+    await part.teardown(None)
+
+
+def turn(session, *ids, fresh=False, linger=0.0):
+    return xai_tasks.dask._Turn("stream", session, fresh, {}, dict(enumerate(ids)), 60.0, linger)
+
+
+async def test_a_worker_that_no_turn_reaches_gives_its_waits_up(server, part, monkeypatch):
+    monkeypatch.setattr(xai_tasks.dask, "_LEASE", 0.2)
+    server.add("slow", [("processing", None)])
+
+    assert await part.turn(turn(1, "slow", fresh=True)) == ([], None)
+    await server.wait_for_requests(1)
+    await quiet(server)
+
+    assert await part.turn(turn(1)) is None
+
+
+async def test_an_older_session_is_not_known_any_more(part):
+    await part.turn(turn(1, fresh=True))
+    assert await part.turn(turn(2, fresh=True)) == ([], None)
+    assert await part.turn(turn(1)) is None
+
+
+async def test_a_turn_that_waits_ends_with_its_worker(server, part):
+    server.add("slow", [("processing", None)])
+    waiting = asyncio.create_task(part.turn(turn(1, "slow", fresh=True, linger=3600)))
+    await server.wait_for_requests(1)
+
+    await part.teardown(None)
+
+    assert await asyncio.wait_for(waiting, 10) == ([], None)
+    assert await part.turn(turn(2, fresh=True)) is None
+
+
+# Limits.
+
+
+@pytest.fixture
+def clients(monkeypatch):
+    """Collect what clients are made on the workers."""
+    made = []
+
+    class Client(TaskClient):
+        def __init__(self, key, **options):
+            super().__init__(key, **options)
+            if inspect.currentframe().f_back.f_code.co_name == "turn":
+                made.append(self)
+                self.limits = {name: options.get(name) for name in ("rate_limit", "max_concurrency")}
+
+    monkeypatch.setattr(xai_tasks.dask, "TaskClient", Client)
+    return made
+
+
+def limits(clients, name):
+    return sorted(client.limits[name] for client in clients if not client.closed)
+
+
+async def test_limits_are_dealt_out_anew_as_workers_come_and_go(dask, server, stream, clients):
+    ids = add(server, 200, ("processing", None))
+
+    async with stream(ids, chunk_size=10, rate_limit=90, max_concurrency=7) as outcomes:
+        reading = asyncio.create_task(collect(outcomes))
+        await until(lambda: limits(clients, "rate_limit") == [45, 45])
+        assert limits(clients, "max_concurrency") == [3, 4]
+
+        dask.local.scale(3)
+        await until(lambda: limits(clients, "rate_limit") == [30, 30, 30])
+        assert limits(clients, "max_concurrency") == [2, 2, 3]
+
+        await workers_of(dask)[0].close()
+        await until(lambda: limits(clients, "rate_limit") == [45, 45])
+
+        for task_id in ids:
+            server.advance(task_id)
+        assert sorted(outcome.index for outcome in await reading) == list(range(200))
+
+
+async def test_no_more_workers_are_used_than_requests_may_be_in_flight(server, stream, clients):
+    assert len(await collect(stream(add(server, 40), chunk_size=5, max_concurrency=1))) == 40
+    assert [client.limits["max_concurrency"] for client in clients] == [1]
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"chunk_size": 0}, ValueError),
+        ({"chunk_size": True}, ValueError),
+        ({"chunk_size": 1.5}, ValueError),
+        ({"max_pending": 0}, ValueError),
+        ({"timeout": -1}, ValueError),
+        ({"rate_limit": 0}, ValueError),
+        ({"api_key": "two\nlines"}, ConfigurationError),
+        ({"api_key": 7}, TypeError),
+        ({"poll": "often"}, TypeError),
+        ({"session": object()}, TypeError),
+        ({"retries": 3}, TypeError),
+        ({"task_ids": "task-id"}, TypeError),
+        ({"task_ids": 7}, TypeError),
+    ],
+    ids=str,
+)
+async def test_wrong_arguments_are_refused_at_once(dask, options, error):
+    with pytest.raises(error):
+        as_completed(**{"task_ids": ["a"], "client": dask, "api_key": KEY} | options)
+
+
+async def test_a_client_of_another_kind_is_refused():
+    class Synchronous:
+        asynchronous = False
+
+    with pytest.raises(TypeError, match="asynchronous"):
+        as_completed(["a"], client=Synchronous())
+
+
+# Workers of their own processes, and a server of its own.
+
+SERVER = """
+import asyncio, json, sys
+from xai_tasks.testing import TaskServer, uniform
+
+async def main(key, count, shortest, longest):
+    loop = asyncio.get_running_loop()
+    async with TaskServer(key, log_limit=0) as server:
+        print(server.url, flush=True)
+        while line := await loop.run_in_executor(None, sys.stdin.readline):
+            if line.startswith("add"):
+                _, prefix, count, shortest, longest = line.split()
+                server.add_many(int(count), duration=uniform(float(shortest), float(longest)), prefix=prefix)
+            print(json.dumps([loop.time(), server.count()]), flush=True)
+
+asyncio.run(main(sys.argv[1], 0, 0, 0))
+"""
+
+
+class ServerProcess:
+    def __init__(self, process):
+        self._process = process
+        self.url = process.stdout.readline().strip()
+
+    async def _ask(self, line):
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        answer = await asyncio.get_running_loop().run_in_executor(None, self._process.stdout.readline)
+        return json.loads(answer)
+
+    async def add(self, prefix, count, shortest=0.0, longest=0.0):
+        await self._ask(f"add {prefix} {count} {shortest} {longest}")
+        return [f"{prefix}-{number}" for number in range(count)]
+
+    async def seen(self):
+        """Give the server's time, and how many requests it has seen."""
+        return await self._ask("seen")
+
+
+@pytest.fixture
+def server_process():
+    command = [sys.executable, "-c", SERVER, KEY]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield ServerProcess(process)
+        process.stdin.close()
+
+
+async def parts_on(client):
+    """Give how many workers have a part of a stream, wherever they are."""
+
+    def count(dask_worker):
+        return sum(name.startswith("xai-tasks") for name in dask_worker.plugins)
+
+    return sum((await client.run(count)).values())
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+async def test_20000_ids_come_once_each_also_when_a_worker_is_killed_and_one_added(workers, server_process):
+    async with cluster_of(workers, processes=True) as client:
+        ids = await server_process.add("first", 20_000)
+        outcomes = as_completed(ids, client=client, api_key=KEY, base_url=server_process.url)
+        places = [outcome.index async for outcome in outcomes if outcome.ok]
+        assert sorted(places) == list(range(20_000))
+
+        victim = next(iter((await client.run(os.getpid)).values()))
+        ids = await server_process.add("second", 20_000, 0.0, 2.0)
+        places = []
+        async for outcome in as_completed(ids, client=client, api_key=KEY, base_url=server_process.url):
+            assert outcome.task_id == ids[outcome.index]
+            assert outcome.ok
+            places.append(outcome.index)
+            if len(places) == 5_000:
+                client.local.scale(workers + 1)
+                os.kill(victim, signal.SIGKILL)
+        assert sorted(places) == list(range(20_000))
+
+
+async def test_a_rate_is_held_by_the_whole_cluster_and_break_leaves_nothing_running(server_process):
+    async with cluster_of(2, processes=True) as client:
+        ids = await server_process.add("long", 20_000, 3600.0, 3600.0)
+        ended = await server_process.add("ended", 1)
+        (begun, before) = await server_process.seen()
+        outcomes = as_completed(
+            ended + ids, client=client, api_key=KEY, base_url=server_process.url, rate_limit=500
+        )
+        async for outcome in outcomes:
+            assert outcome.task_id == "ended-0"
+            break_after = []
+
+            async def window(seconds):
+                (start, first) = await server_process.seen()
+                await asyncio.sleep(seconds)
+                (end, last) = await server_process.seen()
+                return (last - first) / (end - start)
+
+            await asyncio.sleep(1.5)  # the bucket's first second
+            assert await window(4) == pytest.approx(500, rel=0.1)
+
+            client.local.scale(3)
+            await asyncio.sleep(6)  # Dask's start of a process, and the time to settle
+            assert await window(4) == pytest.approx(500, rel=0.1)
+
+            (now, seen) = await server_process.seen()
+            assert seen - before <= 500 * 1.1 * (now - begun)
+            break
+
+        async with asyncio.timeout(10):
+            while await parts_on(client):
+                await asyncio.sleep(0.1)
+        (_, last) = await server_process.seen()
+        await asyncio.sleep(1)
+        assert (await server_process.seen())[1] == last
+
+
+async def test_the_key_is_nowhere_to_be_read(server_process):
+    async with cluster_of(2, processes=True) as client:
+        ids = await server_process.add("long", 100, 3600.0, 3600.0)
+        ended = await server_process.add("ended", 1)
+        outcomes = as_completed(ended + ids, client=client, api_key=KEY, base_url=server_process.url)
+        async with outcomes:
+            await anext(outcomes)
+
+            def of_the_scheduler(dask_scheduler):
+                tasks = [(task.key, task.run_spec, repr(task)) for task in dask_scheduler.tasks.values()]
+                return cloudpickle.dumps(tasks), repr(dask_scheduler.transition_log), len(tasks)
+
+            graph, log, tasks = await client.run_on_scheduler(of_the_scheduler)
+            state = await client.run_on_scheduler(lambda dask_scheduler: repr(dask_scheduler._to_dict()))
+            on_workers = await client.run(lambda dask_worker: repr(dask_worker._to_dict()))
+            logs = repr([await client.get_worker_logs(), await client.get_scheduler_logs()])
+            events = repr(await client.get_events())
+            reprs = repr([outcomes, *map(vars, plugins_reprs(outcomes))])
+
+        assert tasks
+        assert "xai-tasks" in logs
+        for text in (graph.decode("latin-1"), log, state, repr(on_workers), logs, events, reprs):
+            assert KEY not in text
+
+
+def plugins_reprs(outcomes):
+    work = outcomes._outcomes.ag_frame.f_locals["self"]
+    return work, work._plugin
