@@ -1,0 +1,84 @@
+"""Each example, copied to an empty folder, runs by the command at its head and ends on SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from example_apps import EXAMPLES, KEY, NAMES
+
+from xai_tasks.testing import TaskServer
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def ask(port, path, process, patience=30.0):
+    """Give the body of an answer; a server that is not up yet is asked again."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+                return answer.read().decode()
+        except OSError:
+            assert process.poll() is None, "it ended"
+            assert time.monotonic() < until, "it does not answer"
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_in_an_empty_folder_runs_by_the_command_it_states(tmp_path, name):
+    example = EXAMPLES / f"{name}_app.py"
+    head = example.read_text().split('"""')[1]
+    files, command = re.search(r"^Beside (.*?): +(.+)$", head, re.MULTILINE).groups()
+    for file in {
+        "this file": [example],
+        "this file and live_page.html": [example, EXAMPLES / "live_page.html"],
+    }[files]:
+        shutil.copy(file, tmp_path)
+    port, log = free_port(), tmp_path / "log"
+
+    with TaskServer.in_thread(api_key=KEY) as server, log.open("w") as out:
+        server.add("a", result={"videoUrl": "https://example.com/a.mp4"})
+        env = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "MOUNTSEA_API_KEY": KEY,
+            "MOUNTSEA_BASE_URL": server.url,
+            "PORT": port,
+            "UVICORN_PORT": port,
+        }
+        process = subprocess.Popen(
+            shlex.split(command), cwd=tmp_path, env=env, stdout=out, stderr=subprocess.STDOUT
+        )
+        try:
+            look = json.loads(ask(port, "/tasks/a", process))
+            waited = json.loads(ask(port, "/tasks/a/wait", process))
+            events = ask(port, "/tasks/a/events", process)
+            page = ask(port, "/", process) if name == "aiohttp" else ""
+            process.send_signal(signal.SIGTERM)
+            ended = process.wait(20)
+        finally:
+            process.kill()
+            process.wait()
+
+    assert look == waited
+    assert look["result"] == {"videoUrl": "https://example.com/a.mp4"}
+    assert "event: task" in events
+    assert page == ((EXAMPLES / "live_page.html").read_text() if name == "aiohttp" else "")
+    assert ended in (0, -signal.SIGTERM)
+    assert "Traceback" not in log.read_text()
+    assert KEY not in log.read_text()
