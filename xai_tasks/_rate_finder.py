@@ -41,9 +41,7 @@ _SLOWEST = 1 / 60  # requests a second, however often the server refuses: nobody
 _LOOK = 0.05  # seconds between two looks at what was used; fewer would be counting single answers at 50 requests/s
 _USED = 0.7  # of the rate that has to be used for it to prove anything
 _DOUBLING = 0.5  # seconds, in a climb
-_SLOPE = (
-    0.015  # of the ceiling, by which a probe grows in a second: a burst of 10 at 200/s is found out in 4 s
-)
+_SLOPE = 0.015  # of the ceiling, by which a probe grows in a second: a burst of 10 at 200/s is spent in 4 s
 _AGREE = 0.05  # two ceilings that differ by no more confirm each other
 _HOLD = 45  # how many times what a pause costs to hold before the next probe: it then costs 2 %
 _LONGEST_HOLD = 120  # the same once it has been confirmed again and again: under 1 %
@@ -54,7 +52,7 @@ class _Phase(Enum):
     FREE = auto()  # no 429 yet and so no limit
     CLIMB = auto()  # double, up to the ceiling where one is known
     HOLD = auto()  # just under the ceiling
-    PROBE = auto()  # creep over it, and run when it isn't there any more
+    PROBE = auto()  # creep over it, then faster and faster where it isn't there any more
 
 
 class RateFinder:
@@ -85,7 +83,6 @@ class RateFinder:
         "_looked_accepted",
         "_next_look",
         "_next_sample",
-        "_pause",
         "_paused",
         "_phase",
         "_probe_at",
@@ -117,7 +114,6 @@ class RateFinder:
         self._next_look = math.inf
         # The pause that was last, and whether its lesson has been learnt.
         self._paused = -math.inf
-        self._pause = 0.0
         self._settled = True
         # The probe that is next.
         self._interval = self._probe_at = 0.0
@@ -202,7 +198,6 @@ class RateFinder:
             self._measure(now, pause)
         if self._accepted > self._run_accepted or self._empty is None:
             self._empty = self._paused, self._accepted
-        self._pause = pause
         self._settled = True
         self._begin_run(now)
 
@@ -228,16 +223,12 @@ class RateFinder:
         self._phase = _Phase.CLIMB
 
     def _measure(self, now: float, pause: float) -> None:
-        before, probed = self._ceiling, self._phase is _Phase.PROBE
-        known, moved = before < math.inf, self._has_moved()
+        before, known, probed = self._ceiling, self._ceiling < math.inf, self._phase is _Phase.PROBE
         ceiling, width, doubt = self._estimate()
-        if probed and not moved:
-            # Both are lower bounds, and what was held for so long has proved itself.
-            ceiling = max(ceiling, before if self._interval else (before + ceiling) / 2)
         if known:
-            ceiling = max(ceiling, before / 2)
-        elif self._empty is None:
-            ceiling = max(ceiling, self.rate / 2)
+            # What was held until it was probed has proved itself. Otherwise the limit may have fallen, but one pause is not
+            # believed more than that it halved: something else may have cut the run short.
+            ceiling = max(ceiling, before if probed else before / 2)
         change = abs(ceiling / before - 1) if known else 1.0
         self._sustained = (self._run, self._run_accepted)
         self._ceiling = ceiling
@@ -245,22 +236,15 @@ class RateFinder:
         self._slope = max(_SLOPE, min(doubt, change, 0.5) / 2)
         # A pause in which the server's bucket fills up costs only what would have overflowed.
         cost = max(pause - self._bucket / ceiling, 0.25, 1.5 / ceiling)
-        if moved or change > _AGREE:
+        if change > _AGREE:
             self._interval = 0.0
         else:
             self._interval = min(max(_HOLD * cost, 1.5 * self._interval), _LONGEST_HOLD * cost, _LONGEST_WAIT)
-        if known and not probed and not moved:
+        if known and not probed:
             self.rate = self._hold / 2
             self._phase = _Phase.CLIMB
         else:
             self._begin_hold(now)
-
-    def _has_moved(self) -> bool:
-        """Tell whether the server accepted clearly less in this run than the ceiling promised."""
-        if self._ceiling == math.inf:
-            return False
-        promised = min(self._bucket, self._ceiling * self._pause) + self._ceiling * (self._last - self._run)
-        return self._accepted - self._run_accepted < 0.9 * promised - 2
 
     def _estimate(self) -> tuple[float, float, float]:
         """Give the greatest lower bound of R, the seconds of the stretch that decided it, and by what part it may be too low."""
@@ -296,19 +280,13 @@ class RateFinder:
             self._phase = _Phase.PROBE
             self._climbed = 0.0
             # In so many seconds the ceiling is reached, and twice the server's burst spent on top.
-            self._due = (
-                2.0
-                + (1 - self._hold / self._ceiling + math.sqrt(4 * self._bucket * self._slope / self._ceiling))
-                / self._slope
-            )
+            below = 1 - self._hold / self._ceiling
+            spent = math.sqrt(4 * self._bucket * self._slope / self._ceiling)
+            self._due = 2.0 + (below + spent) / self._slope
 
     def _probe(self, got: int) -> None:
         """Grow evenly while the ceiling may be there, then faster and faster, until it is plain that it has gone."""
         self._climbed += got / max(4.0, self.rate)  # seconds, where the whole rate is used
         late = max(0.0, self._climbed - self._due)
-        if late > 10:
-            self._phase = _Phase.CLIMB
-            self._ceiling = self._hold = math.inf
-        else:
-            grown = self._climbed - late + 2 * (2 ** (late / 2) - 1)
-            self.rate = self._hold + self._ceiling * self._slope * grown
+        grown = self._climbed - late + 2 * (2 ** (late / 2) - 1)
+        self.rate = self._hold + self._ceiling * self._slope * grown
