@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import inspect
 import json
@@ -14,21 +13,18 @@ import sys
 
 import cloudpickle
 import pytest
-from distributed import Client, Event, LocalCluster
+from distributed import Client, KilledWorker, LocalCluster
 from tenacity import wait_fixed
 
 import xai_tasks.dask
 from xai_tasks import (
     AuthenticationError,
     ConfigurationError,
-    InvalidTaskIdError,
-    NotFoundError,
     PollPolicy,
     TaskClient,
-    TaskFailedError,
     WaitTimeoutError,
 )
-from xai_tasks.dask import ClusterStream, as_completed
+from xai_tasks.dask import as_completed
 from xai_tasks.testing import Fault, TaskServer
 
 pytestmark = [
@@ -398,6 +394,28 @@ async def test_a_turn_cancelled_by_somebody_else_is_repeated(dask, server, strea
         assert len(await reading) == 10
 
 
+async def test_a_turn_whose_worker_died_is_repeated(server, stream, monkeypatch):
+    failures = [KilledWorker("a turn", "a worker", 0)]
+    real_turn = xai_tasks.dask._turn
+
+    async def turn(told):
+        if failures:
+            raise failures.pop()
+        return await real_turn(told)
+
+    monkeypatch.setattr(xai_tasks.dask, "_turn", turn)
+    assert len(await collect(stream(add(server, 10)))) == 10
+
+
+async def test_a_turn_that_cannot_work_ends_the_stream(server, stream, monkeypatch):
+    async def turn(told):
+        raise AttributeError("of another version")
+
+    monkeypatch.setattr(xai_tasks.dask, "_turn", turn)
+    with pytest.raises(AttributeError, match="another version"):
+        await collect(stream(add(server, 10)))
+
+
 async def test_more_outcomes_than_a_turn_fetches_come_in_several(server, stream, monkeypatch):
     monkeypatch.setattr(xai_tasks.dask, "_REPLY", 7)
     assert len(await collect(stream(add(server, 100)))) == 100
@@ -433,15 +451,17 @@ async def test_an_older_session_is_not_known_any_more(part):
     assert await part.turn(turn(1)) is None
 
 
-async def test_a_turn_that_waits_ends_with_its_worker(server, part):
-    server.add("slow", [("processing", None)])
-    waiting = asyncio.create_task(part.turn(turn(1, "slow", fresh=True, linger=3600)))
+async def test_a_part_that_was_removed_begins_nothing(server, part):
+    waiting = asyncio.create_task(
+        part.turn(turn(1, server.add("slow", "processing"), fresh=True, linger=0.2))
+    )
     await server.wait_for_requests(1)
 
     await part.teardown(None)
 
-    assert await asyncio.wait_for(waiting, 10) == ([], None)
-    assert await part.turn(turn(2, fresh=True)) is None
+    assert await part.turn(turn(2, "slow", fresh=True)) is None
+    assert await waiting == ([], None)
+    await quiet(server)
 
 
 # Limits.
@@ -615,7 +635,6 @@ async def test_a_rate_is_held_by_the_whole_cluster_and_break_leaves_nothing_runn
         )
         async for outcome in outcomes:
             assert outcome.task_id == "ended-0"
-            break_after = []
 
             async def window(seconds):
                 (start, first) = await server_process.seen()
@@ -659,7 +678,7 @@ async def test_the_key_is_nowhere_to_be_read(server_process):
             on_workers = await client.run(lambda dask_worker: repr(dask_worker._to_dict()))
             logs = repr([await client.get_worker_logs(), await client.get_scheduler_logs()])
             events = repr(await client.get_events())
-            reprs = repr([outcomes, *map(vars, plugins_reprs(outcomes))])
+            reprs = repr([outcomes, *inside(outcomes)])
 
         assert tasks
         assert "xai-tasks" in logs
@@ -667,6 +686,7 @@ async def test_the_key_is_nowhere_to_be_read(server_process):
             assert KEY not in text
 
 
-def plugins_reprs(outcomes):
+def inside(outcomes):
+    """Give what a traceback with locals would show of a stream."""
     work = outcomes._outcomes.ag_frame.f_locals["self"]
-    return work, work._plugin
+    return work, work._plugin, vars(work._plugin)

@@ -18,13 +18,12 @@ import itertools
 import math
 import uuid
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
 from types import EllipsisType
 from typing import Any, Self, cast
 
 from attrs import define, evolve, field, frozen
 from distributed import Client, KilledWorker, WorkerPlugin, get_worker
-from distributed.client import ClosedClientError, FutureCancelledError
 
 from xai_tasks import InvalidTaskIdError, Outcome, PollPolicy, TaskClient
 
@@ -72,21 +71,20 @@ async def _turn(turn: _Turn) -> _Reply:
     return None if plugin is None else await plugin.turn(turn)
 
 
+@define(eq=False)
 class _Session:
     """A worker's waits under one set of limits."""
 
-    def __init__(self, client: TaskClient, delay: float) -> None:
-        self._client = client
-        self._starts = asyncio.get_running_loop().time() + delay
-        self._waits: set[asyncio.Task[None]] = set()
-        self._outcomes: list[Outcome] = []
-        self._error: Exception | None = None
-        self._news = asyncio.Event()
+    _client: TaskClient
+    _starts: float
+    _waits: set[asyncio.Task[None]] = field(factory=set[asyncio.Task[None]])
+    _outcomes: list[Outcome] = field(factory=list[Outcome])
+    _error: Exception | None = None
 
     def add(self, ids: dict[int, str], seconds: float) -> None:
         wait = asyncio.get_running_loop().create_task(self._wait(ids, seconds))
         self._waits.add(wait)
-        wait.add_done_callback(self._ended)
+        wait.add_done_callback(self._waits.discard)
 
     async def _wait(self, ids: dict[int, str], seconds: float) -> None:
         delay = max(0.0, self._starts - asyncio.get_running_loop().time())
@@ -98,22 +96,12 @@ class _Session:
             async with stream:
                 async for outcome in stream:
                     self._outcomes.append(evolve(outcome, index=places[outcome.index]))
-                    if len(self._outcomes) >= _REPLY:
-                        self._news.set()
         except Exception as error:  # noqa: BLE001 -- the key was refused, or what its source raised
             self._error = error
 
-    def _ended(self, wait: asyncio.Task[None]) -> None:
-        self._waits.discard(wait)
-        if not self._waits or self._error is not None:
-            self._news.set()
-
     async def fetch(self, linger: float) -> _Reply:
-        self._news.clear()
-        if self._waits and len(self._outcomes) < _REPLY and self._error is None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(linger):
-                    await self._news.wait()
+        if self._waits and len(self._outcomes) < _REPLY:
+            await asyncio.sleep(linger)
         outcomes, self._outcomes = self._outcomes[:_REPLY], self._outcomes[_REPLY:]
         return outcomes, None if self._outcomes else self._error
 
@@ -122,7 +110,6 @@ class _Session:
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
-        self._news.set()
         await self._client.close()
 
 
@@ -156,8 +143,9 @@ class _Waits(WorkerPlugin):
                 except Exception as error:  # noqa: BLE001 -- no key in this worker's environment, say
                     return [], error
                 # Others may just have used up what is this client's part of the rate now: a full bucket is to be earned.
-                rate = turn.limits.get("rate_limit", math.inf)
-                self._session = _Session(client, max(1.0, 1 / rate) if rate < math.inf else 0.0)
+                rate = turn.limits.get("rate_limit")
+                delay = 0.0 if rate is None else max(1.0, 1 / rate)
+                self._session = _Session(client, asyncio.get_running_loop().time() + delay)
                 self._number = turn.session
             if self._lease is not None:
                 self._lease.cancel()
@@ -204,36 +192,28 @@ class _Worker:
     """The chunk of each id that it has."""
 
 
+@define(eq=False)
 class _Work:
     """The stream's side: from ids pulled to outcomes fetched."""
 
-    def __init__(
-        self,
-        source: Iterable[Any] | AsyncIterable[Any],
-        client: Client,
-        plugin: WorkerPlugin,
-        limits: Limits,
-        timeout: float | None,
-        chunk_size: int,
-        max_pending: int,
-    ) -> None:
-        self._source = source
-        self._client: Any = client  # which is not typed
-        self._plugin = plugin
-        self._limits = limits
-        self._timeout = math.inf if timeout is None else timeout
-        self._chunk_size = min(chunk_size, max_pending)
-        self._max_pending = max_pending
-        self._name = f"xai-tasks-{uuid.uuid4().hex}"
-        self._sessions = itertools.count()
-        self._workers: dict[str, _Worker] = {}
-        self._settles = -math.inf
-        self._ready: deque[_Chunk] = deque()
-        self._outcomes: deque[Outcome] = deque()
-        self._pulled = self._taken = 0
-        self._source_ended = False
-        self._source_error: BaseException | None = None
-        self._moved = asyncio.Event()
+    _source: Iterable[Any] | AsyncIterable[Any]
+    _client: Any  # Dask's, which is not typed
+    _plugin: WorkerPlugin
+    _limits: Limits
+    _timeout: float
+    _chunk_size: int
+    _max_pending: int
+    _name: str = field(factory=lambda: f"xai-tasks-{uuid.uuid4().hex}")
+    _sessions: Iterator[int] = field(factory=itertools.count)
+    _workers: dict[str, _Worker] = field(factory=dict[str, _Worker])
+    _settles: float = -math.inf
+    _ready: deque[_Chunk] = field(factory=deque[_Chunk])
+    _outcomes: deque[Outcome] = field(factory=deque[Outcome])
+    _pulled: int = 0
+    _taken: int = 0
+    _source_ended: bool = False
+    _source_error: BaseException | None = None
+    _moved: asyncio.Event = field(factory=asyncio.Event)
 
     async def outcomes(self) -> AsyncGenerator[Outcome]:
         running = asyncio.get_running_loop().create_task(self._run())
@@ -279,7 +259,15 @@ class _Work:
         source = self._source
         try:
             async for task_id in source if isinstance(source, AsyncIterable) else _each(source):
-                self._admit(task_id)
+                if isinstance(task_id, str):
+                    if not self._ready or self._ready[-1].deadline is not None:
+                        self._ready.append(_Chunk({}))
+                    self._ready[-1].ids[self._pulled] = task_id
+                else:
+                    error = InvalidTaskIdError(f"task_id must be a string, not {type(task_id).__name__}")
+                    self._outcomes.append(Outcome(repr(task_id), self._pulled, error=error))
+                    self._move()
+                self._pulled += 1
                 while not self._has_room:
                     await self._moved.wait()
         except (Exception, asyncio.CancelledError) as error:
@@ -288,18 +276,6 @@ class _Work:
             self._source_error = error
         self._source_ended = True
         self._move()
-
-    def _admit(self, task_id: object) -> None:
-        place = self._pulled
-        self._pulled += 1
-        if not isinstance(task_id, str):
-            error = InvalidTaskIdError(f"task_id must be a string, not {type(task_id).__name__}")
-            self._outcomes.append(Outcome(repr(task_id), place, error=error))
-            self._move()
-            return
-        if not self._ready or self._ready[-1].deadline is not None:
-            self._ready.append(_Chunk({}))
-        self._ready[-1].ids[place] = task_id
 
     @property
     def _has_room(self) -> bool:
@@ -360,8 +336,17 @@ class _Work:
         turn = _Turn(self._name, session, fresh, limits, ids, seconds, linger)
         try:
             async with asyncio.timeout(_LEASE):
-                reply: _Reply = await self._client.submit(_turn, turn, workers=[worker.address], pure=False)
-        except (OSError, FutureCancelledError, KilledWorker, ClosedClientError):
+                future = self._client.submit(_turn, turn, workers=[worker.address], pure=False)
+                failure = await future.exception()
+                if failure is not None:
+                    raise failure
+                # Not `await future`: cancelled while a lost worker's answer is gathered, that leaves a task behind.
+                reply: _Reply = await self._client.gather(future, errors="skip")
+        except (OSError, KilledWorker):
+            return False
+        except Exception:
+            if self._client.status == "running":
+                raise
             return False
         if reply is None:
             return False
@@ -497,7 +482,8 @@ def as_completed(
     limits = {name: client_options.pop(name, None) for name in ("rate_limit", "max_concurrency")}
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     plugin = _Waits(key, {**client_options, "poll": policy})
-    work = _Work(task_ids, client, plugin, limits, policy.timeout, chunk_size, max_pending)
+    seconds = math.inf if policy.timeout is None else policy.timeout
+    work = _Work(task_ids, client, plugin, limits, seconds, min(chunk_size, max_pending), max_pending)
     return ClusterStream(work.outcomes())
 
 

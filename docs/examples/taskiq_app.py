@@ -1,0 +1,88 @@
+"""Waits that survive the process: Taskiq workers over Redis streams.
+
+Run `taskiq worker taskiq_app:broker` on as many machines as you like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+
+from redis.asyncio import Redis
+from taskiq import Context, TaskiqDepends, TaskiqEvents, TaskiqState
+from taskiq_redis import RedisStreamBroker
+
+from xai_tasks import ClientClosedError, Outcome, TaskClient, WaitTimeoutError
+
+REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")
+SLICE = float(os.environ.get("WAIT_SLICE", "60"))
+"""Seconds that one message is worked on. What has not ended by then goes into a new message."""
+RESULTS = "xai-tasks:results"
+
+broker = RedisStreamBroker(
+    REDIS_URL,
+    queue_name="xai-tasks",
+    consumer_id="0",  # from the first message on, also those sent before any worker was there
+    idle_timeout=int(3 * SLICE * 1000),  # only a dead worker holds a message for longer
+    unacknowledged_lock_timeout=30,  # else a worker killed while it claims would lock the others out for ever
+    maxlen=100_000,  # acknowledged messages stay in the stream until newer ones push them out
+)
+
+
+@broker.on_event(TaskiqEvents.WORKER_STARTUP)
+async def start(state: TaskiqState) -> None:
+    """Have one client for all waits of this process."""
+    state.redis = Redis.from_url(REDIS_URL)
+    state.client = await TaskClient().__aenter__()
+    state.nudging = asyncio.create_task(keep_nudging())
+
+
+@broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)
+async def stop(state: TaskiqState) -> None:
+    """End it; waits still open stay unacknowledged, and are taken up by the next worker."""
+    state.nudging.cancel()
+    await state.client.close()
+    await state.redis.aclose()
+
+
+async def keep_nudging() -> None:
+    """Send a message now and then: the broker looks for those of dead workers only after a new one has come."""
+    while True:
+        await nudge.kiq()
+        await asyncio.sleep(SLICE)
+
+
+@broker.task
+async def nudge() -> None:
+    """Do nothing."""
+
+
+@broker.task(ack_type="manual")
+async def wait(task_ids: list[str], give_up_at: float, context: Context = TaskiqDepends()) -> None:
+    """Wait for `task_ids` until `give_up_at`, in seconds since 1970, and keep what comes of each in Redis.
+
+    Its message is acknowledged when all is done or handed on, and only then: killed, shut down or failed in between, be it for a refused
+    key, it is delivered again. So it may run twice: ids that have a result cost no request, and the first result stays.
+    """
+    client, redis = context.state.client, context.state.redis
+    known = await redis.hmget(RESULTS, task_ids)
+    waiting = {task_id for task_id, result in zip(task_ids, known, strict=True) if result is None}
+    async with client.as_completed(sorted(waiting), timeout=SLICE) as outcomes:
+        async for outcome in outcomes:
+            if isinstance(outcome.error, ClientClosedError):
+                raise outcome.error
+            if isinstance(outcome.error, WaitTimeoutError) and time.time() < give_up_at:
+                continue
+            await redis.hsetnx(RESULTS, outcome.task_id, as_json(outcome))
+            waiting.discard(outcome.task_id)
+    if waiting:
+        await wait.kiq(sorted(waiting), give_up_at)
+    await context.ack()
+
+
+def as_json(outcome: Outcome) -> str:
+    """Give what is kept of an outcome."""
+    task = None if outcome.task is None else dict(outcome.task.raw)
+    return json.dumps({"task": task, "error": None if outcome.ok else str(outcome.error)})
