@@ -89,7 +89,7 @@ class Telemetry:
             AioHttpClientInstrumentor.uninstrument_session(session)
         return session
 
-    def observe(self, client: TaskClient, **attributes: str) -> None:
+    def observe(self, client: TaskClient, /, **attributes: str) -> None:
         """Put a client's `stats` into the metrics, told apart from other clients' by `attributes`."""
         self._clients[client] = attributes
 

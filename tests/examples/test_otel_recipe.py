@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -307,6 +308,20 @@ async def test_without_an_sdk_it_only_waits(world):
             await telemetry.wait(client, "b")
 
     assert world.exporter.get_finished_spans() == ()
+
+
+async def test_the_block_on_the_page_runs(world, monkeypatch):
+    page = FILE.parents[1] / "how-to" / "observability.md"
+    block = page.read_text(encoding="utf-8").partition(":caption: in the app\n")[2].partition("```")[0]
+    monkeypatch.setenv("MOUNTSEA_API_KEY", KEY)
+    monkeypatch.setenv("MOUNTSEA_BASE_URL", world.server.url)
+    world.server.add("task-id")
+    namespace = {"Telemetry": lambda: world.telemetry, "TaskClient": TaskClient}
+
+    exec("async def app():\n" + textwrap.indent(block + "return task", "    "), namespace)
+
+    assert (await namespace["app"]()).succeeded
+    assert len(world.spans("xai_tasks.wait")) == 1
 
 
 NOT_INSTALLED = f"""
