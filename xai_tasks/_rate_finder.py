@@ -198,6 +198,7 @@ class RateFinder:
             self._measure(now, pause)
         if self._accepted > self._run_accepted or self._empty is None:
             self._empty = self._paused, self._accepted
+        self.rate = max(self.rate, _SLOWEST)
         self._settled = True
         self._begin_run(now)
 
@@ -219,7 +220,7 @@ class RateFinder:
     def _wait_longer(self) -> None:
         """Slow down after a pause that was too short for even one request, but not below what went before on average."""
         since, count = self._sustained
-        self.rate = max(self.rate / 2, (self._accepted - count) / (self._paused - since), _SLOWEST)
+        self.rate = max(self.rate / 2, (self._accepted - count) / (self._paused - since))
         self._phase = _Phase.CLIMB
 
     def _measure(self, now: float, pause: float) -> None:
@@ -232,7 +233,7 @@ class RateFinder:
         change = abs(ceiling / before - 1) if known else 1.0
         self._sustained = (self._run, self._run_accepted)
         self._ceiling = ceiling
-        self._hold = ceiling * (1 - _MARGIN - _JITTER / width)
+        self._hold = max(_SLOWEST, ceiling / (1 + _MARGIN + _JITTER / width))
         self._slope = max(_SLOPE, min(doubt, change, 0.5) / 2)
         # A pause in which the server's bucket fills up costs only what would have overflowed.
         cost = max(pause - self._bucket / ceiling, 0.25, 1.5 / ceiling)
