@@ -126,8 +126,9 @@ async def stream(request: web.Request, task_ids: Iterable[str]) -> web.StreamRes
 
     async def follow(task_id: str) -> None:
         try:
-            async for task in client.watch(task_id, timeout=None):
-                await send("task", as_json(task_id, task))
+            async with client.watch(task_id, timeout=None) as changes:
+                async for task in changes:
+                    await send("task", as_json(task_id, task))
         except ClientClosedError:
             pass  # the server stops: the stream just ends, and whoever reads it comes back
         except XaiTasksError as error:

@@ -78,8 +78,9 @@ async def wait(
 async def events(task_id: str, client: Client) -> AsyncIterator[ServerSentEvent]:
     """Send each change of the task's status, up to its end. FastAPI keeps the line busy in between."""
     try:
-        async for task in client.watch(task_id, timeout=None):
-            yield ServerSentEvent(event="task", data=as_json(task_id, task))
+        async with client.watch(task_id, timeout=None) as changes:
+            async for task in changes:
+                yield ServerSentEvent(event="task", data=as_json(task_id, task))
     except XaiTasksError as error:
         status, detail = problem(error)
         yield ServerSentEvent(event="problem", data={"taskId": task_id, "status": status, "detail": detail})
