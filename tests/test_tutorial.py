@@ -1,0 +1,82 @@
+"""The tutorial runs: its files are written to an empty folder, its shell blocks run in order in one shell."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
+FILE = re.compile(r"```\{code-block\} \w+\n:caption: (\S+)\n\n(.*?)```", re.DOTALL)
+STEP = re.compile(
+    r"(?P<skip><!-- not run: .*? -->\n)?```sh\n(?P<code>.*?)```(?:\n\n```text\n(?P<out>.*?)```)?", re.DOTALL
+)
+MARK = "-- end of a block --"
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def run(script, folder):
+    """Give what a shell writes to stdout and stderr, and leave nothing that it started behind."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MOUNTSEA_", "PYTEST_"))}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    shell = subprocess.Popen(
+        ["bash"],
+        cwd=folder,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        return shell.communicate(script, timeout=180)[0]
+    finally:
+        for line in subprocess.run(
+            ["ps", "-o", "pid=", "-s", str(shell.pid)], capture_output=True, text=True, check=False
+        ).stdout.split():
+            os.kill(int(line), signal.SIGKILL)
+        shell.wait()
+
+
+def test_the_pages_commands_do_what_it_says(tmp_path):
+    page = PAGE.read_text(encoding="utf-8")
+    for port in ("8765", "8766"):
+        page = page.replace(port, str(free_port()))
+    for name, text in FILE.findall(page):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    steps = [step for step in STEP.finditer(page) if not step["skip"]]
+    script = "".join(f"{step['code']}echo; echo '{MARK}'\n" for step in steps)
+
+    outputs = run(script, tmp_path).split(f"\n{MARK}\n")
+
+    assert len(outputs) == len(steps) + 1, outputs
+    for step, output in zip(steps, outputs):
+        assert "Traceback" not in output, step["code"] + output
+        if step["out"] is not None:
+            pattern = ".*".join(map(re.escape, step["out"].strip().split("…")))
+            assert re.fullmatch(pattern, output.strip(), re.DOTALL), f"{step['code']}\n{output}"
+
+
+def test_only_the_set_up_is_not_run():
+    skipped = [step["code"] for step in STEP.finditer(PAGE.read_text(encoding="utf-8")) if step["skip"]]
+
+    assert len(skipped) == 1
+    assert "pip install" in skipped[0]
+
+
+def test_each_file_is_run():
+    page = PAGE.read_text(encoding="utf-8")
+    names = [name for name, _ in FILE.findall(page)]
+
+    assert len(names) == 5
+    assert [name for name in names if f"\npython {name}\n" not in page] == []
