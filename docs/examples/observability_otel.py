@@ -10,6 +10,7 @@ has set up no SDK, and where `opentelemetry-api` is not installed, a `Telemetry`
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 from collections.abc import Iterable
 from contextvars import ContextVar, Token
@@ -21,14 +22,19 @@ import aiohttp
 
 from xai_tasks import TaskClient, TaskError, TaskResult
 
-try:
-    from opentelemetry import context, metrics, trace
-except ImportError:
-    trace = None
-try:
-    from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor, create_trace_config
-except ImportError:
-    create_trace_config = None
+
+def optional(module: str) -> Any:
+    """Import a module that need not be installed; None if it is not."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
+
+
+context = optional("opentelemetry.context")
+metrics = optional("opentelemetry.metrics")
+trace = optional("opentelemetry.trace")
+instrumentation = optional("opentelemetry.instrumentation.aiohttp_client")
 
 COUNTERS = {
     "requests": "Attempts made: HTTP requests sent.",
@@ -48,7 +54,7 @@ class Telemetry:
     def __init__(self, tracer_provider: Any = None, meter_provider: Any = None) -> None:
         """Tell the given providers, or the program's own."""
         self._providers = {"tracer_provider": tracer_provider, "meter_provider": meter_provider}
-        self._contexts: dict[str, list[context.Context]] = {}
+        self._contexts: dict[str, list[Any]] = {}
         """By id, that of each wait for it, the oldest first."""
         self._clients: WeakKeyDictionary[TaskClient, dict[str, str]] = WeakKeyDictionary()
         if trace is None:
@@ -72,21 +78,21 @@ class Telemetry:
     def session(self) -> aiohttp.ClientSession:
         """Make a session to lend to clients, whose requests have spans under those of the waits."""
         configs = []
-        if trace is not None and create_trace_config is not None:
+        if instrumentation is not None:
             # Between the two, or the instrumentation would find, and leave behind, the wrong context.
             enter, leave = aiohttp.TraceConfig(), aiohttp.TraceConfig()
             enter.on_request_start.append(self._enter)
             leave.on_request_end.append(self._leave)
             leave.on_request_exception.append(self._leave)
-            configs = [enter, create_trace_config(**self._providers), leave]
+            configs = [enter, instrumentation.create_trace_config(**self._providers), leave]
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             trace_configs=configs,
         )
-        if configs:
+        if instrumentation is not None:
             # Where all sessions are instrumented, each request would have a second span, under nothing.
-            AioHttpClientInstrumentor.uninstrument_session(session)
+            instrumentation.AioHttpClientInstrumentor.uninstrument_session(session)
         return session
 
     def observe(self, client: TaskClient, /, **attributes: str) -> None:
@@ -123,13 +129,13 @@ class Telemetry:
                 if not contexts and self._contexts.get(task_id) is contexts:
                     del self._contexts[task_id]
 
-    def _ended(self, span: trace.Span, task: TaskResult, began: datetime) -> None:
+    def _ended(self, span: Any, task: TaskResult, began: datetime) -> None:
         span.set_attribute("xai_tasks.status", task.status.value)
         if task.finished_at is not None and task.finished_at >= began:  # not ended long before anybody asked
             self._noticed_after.record((datetime.now(UTC) - task.finished_at).total_seconds())
 
     def _reader(self, name: str) -> Any:
-        def read(_: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+        def read(_: object) -> Iterable[Any]:
             for client, attributes in list(self._clients.items()):
                 yield metrics.Observation(getattr(client.stats, name), attributes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -216,6 +217,8 @@ async def test_a_request_that_is_given_up_ends_with_its_wait(world):
     (wait,) = world.spans("xai_tasks.wait")
     (request,) = world.children(wait)
     assert request.status.description == "CancelledError"
+    assert wait.status.status_code is StatusCode.UNSET
+    assert dict(wait.attributes) == {"xai_tasks.task_id": "a"}
 
 
 async def test_a_look_is_under_its_callers_span_and_leaves_no_context_behind(world):
@@ -324,9 +327,9 @@ async def test_the_block_on_the_page_runs(world, monkeypatch):
     assert len(world.spans("xai_tasks.wait")) == 1
 
 
-NOT_INSTALLED = f"""
+WITHOUT = f"""
 import asyncio, sys
-sys.modules["opentelemetry"] = None
+sys.modules[sys.argv[1]] = None
 sys.path.insert(0, {str(FILE.parent)!r})
 import observability_otel
 asyncio.run(observability_otel.main(["a", "no-such-task"]))
@@ -334,11 +337,15 @@ asyncio.run(observability_otel.main(["a", "no-such-task"]))
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["-c", NOT_INSTALLED], [str(FILE), "a", "no-such-task"]],
-    ids=["without-otel", "as-a-program"],
+    ("arguments", "spans"),
+    [
+        (["-c", WITHOUT, "opentelemetry"], []),
+        (["-c", WITHOUT, "opentelemetry.instrumentation"], []),
+        ([str(FILE), "a", "no-such-task"], ["GET", "GET", "xai_tasks.wait", "xai_tasks.wait"]),
+    ],
+    ids=["without-otel", "with-its-api-alone", "as-a-program"],
 )
-async def test_runs_from_another_directory(world, arguments, tmp_path):
+async def test_runs_from_another_directory(world, arguments, spans, tmp_path):
     world.server.add("a")
     env = {**os.environ, "MOUNTSEA_API_KEY": KEY, "MOUNTSEA_BASE_URL": world.server.url}
 
@@ -351,4 +358,4 @@ async def test_runs_from_another_directory(world, arguments, tmp_path):
     assert b"TaskResult(task_id='a', status='completed'" in out
     assert b"no such task" in out
     assert KEY.encode() not in out + err
-    assert (b'"name": "xai_tasks.wait"' in out) == (arguments[0] != "-c")
+    assert sorted(re.findall(r'^    "name": "(.*)"', out.decode(), re.MULTILINE)) == spans
