@@ -46,7 +46,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
 
 
 def task_client(request: Request) -> TaskClient:
-    return request.state.client
+    client: TaskClient = request.state.client
+    return client
 
 
 Client = Annotated[TaskClient, Depends(task_client)]

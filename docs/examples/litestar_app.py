@@ -52,7 +52,8 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
 
 
 def task_client(state: State) -> TaskClient:
-    return state.client
+    client: TaskClient = state.client
+    return client
 
 
 Client = NamedDependency[TaskClient]
@@ -93,10 +94,10 @@ async def changes(client: TaskClient, task_id: str) -> AsyncIterator[ServerSentE
         async with client.watch(task_id, timeout=None) as watch:
             while True:
                 try:
-                    async with asyncio.timeout(HEARTBEAT) as quiet:
+                    async with asyncio.timeout(HEARTBEAT):
                         task = await anext(watch, None)
-                except TimeoutError:
-                    if not quiet.expired():  # an APITimeoutError is a TimeoutError too
+                except TimeoutError as error:
+                    if isinstance(error, XaiTasksError):  # an APITimeoutError is a TimeoutError too
                         raise
                     yield ServerSentEventMessage(comment="nothing new", data=None)
                     continue

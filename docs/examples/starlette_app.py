@@ -87,10 +87,10 @@ async def changes(client: TaskClient, task_id: str) -> AsyncIterator[str]:
         async with client.watch(task_id, timeout=None) as watch:
             while True:
                 try:
-                    async with asyncio.timeout(HEARTBEAT) as quiet:
+                    async with asyncio.timeout(HEARTBEAT):
                         task = await anext(watch, None)
-                except TimeoutError:
-                    if not quiet.expired():  # an APITimeoutError is a TimeoutError too
+                except TimeoutError as error:
+                    if isinstance(error, XaiTasksError):  # an APITimeoutError is a TimeoutError too
                         raise
                     yield ": nothing new\n\n"
                     continue

@@ -48,7 +48,7 @@ def load(name):
 
 
 @contextlib.asynccontextmanager
-async def serving(name, port=0):
+async def serving(name, port=0, max_outage=300.0):
     """Serve an example, its client's base URL and key from the environment; polls are frequent, a look is tried once."""
     module = load(name)
     app = App(name, module, None)
@@ -56,7 +56,7 @@ async def serving(name, port=0):
     def client():
         app.clients.append(
             TaskClient(
-                poll=PollPolicy(wait=wait_fixed(INTERVAL)),
+                poll=PollPolicy(wait=wait_fixed(INTERVAL), max_outage=max_outage),
                 retry=RetryPolicy(stop=stop_after_attempt(1)),
                 request_timeout=1.0,
             )

@@ -195,6 +195,18 @@ async def test_events_outlive_a_bad_moment_of_the_task_service(server, browser):
     assert server.faults_left == []
 
 
+@pytest.mark.parametrize("name", NAMES)
+async def test_events_end_once_the_task_service_has_been_away_for_too_long(server, name):
+    server.add("a", "processing", result=1)
+    server.fault("a", Fault.stall())
+    async with serving(name, max_outage=0) as app, aiohttp.ClientSession(app.url) as browser:
+        async with browser.get(path("a", "/events")) as answer:
+            seen = [event async for event in read_events(answer)]
+
+    detail = "the task service did not answer in time"
+    assert seen == [("problem", {"taskId": "a", "status": 504, "detail": detail})]
+
+
 async def test_a_silent_stream_sends_comments(server, app, browser, monkeypatch):
     if app.name == "fastapi":
         monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -16,6 +17,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from example_apps import EXAMPLES, KEY, NAMES
 
 from xai_tasks.testing import TaskServer
@@ -82,3 +84,13 @@ def test_a_copy_in_an_empty_folder_runs_by_the_command_it_states(tmp_path, name)
     assert ended in (0, -signal.SIGTERM)
     assert "Traceback" not in log.read_text()
     assert KEY not in log.read_text()
+
+
+def test_the_aiohttp_example_has_handlers_cancelled_whose_clients_have_gone(monkeypatch):
+    options = {}
+    monkeypatch.setattr(web, "run_app", lambda app, **kwargs: options.update(kwargs))
+    monkeypatch.setenv("PORT", "8181")
+
+    runpy.run_path(str(EXAMPLES / "aiohttp_app.py"), run_name="__main__")
+
+    assert options == {"host": "127.0.0.1", "port": 8181, "handler_cancellation": True}
