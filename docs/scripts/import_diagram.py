@@ -36,6 +36,11 @@ rect { fill: #f6f8fa; stroke: #818b98 }
 path { fill: none; stroke: #59636e; stroke-width: 1.2 }
 """
 
+HEAD = (
+    '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+    '<path d="M1,1 L7,4 L1,7"/></marker></defs>'
+)
+
 Graph = dict[str, set[str]]
 
 
@@ -151,8 +156,7 @@ def picture() -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">',
         f"<title>The imports of {FACADE}</title>",
         f"<style>{STYLE}</style>",
-        '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        '<path d="M1,1 L7,4 L1,7"/></marker></defs>',
+        HEAD,
         f'<rect class="page" width="{width}" height="{height}"/>',
         *(_arrow([(layout.x[name], y[name]) for name in names]) for names in layout.arrows),
         *(_box(name, boxes[name][0], layout.x[name], y[name]) for name in sorted(boxes)),
