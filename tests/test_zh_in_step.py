@@ -1,0 +1,65 @@
+"""The Chinese pages are in step with the English: the same headings' levels, code blocks and links, in the same order."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAIRS = {
+    ROOT / "README.md": ROOT / "docs/zh/README.md",
+    ROOT / "docs/tutorial.md": ROOT / "docs/zh/tutorial.md",
+}
+
+BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^(#+) ", re.MULTILINE)
+LINK = re.compile(r"\]\(([^)]+)\)")
+
+
+def skeleton(text):
+    """Give the order of headings, by level, and of code blocks, as they stand."""
+    found = [(match.start(), match[0]) for match in BLOCK.finditer(text)]
+    prose = BLOCK.sub(lambda match: " " * len(match[0]), text)
+    found += [(match.start(), match[1]) for match in HEADING.finditer(prose)]
+    found += [(match.start(), "item") for match in re.finditer(r"^- ", prose, re.MULTILINE)]
+    return [what for _, what in sorted(found)]
+
+
+def links(page):
+    """Give the files that a page links to, but for its own translation."""
+    own = {*PAIRS, *PAIRS.values(), ROOT / "docs/index.md"}
+    targets = {
+        (page.parent / target).resolve() for target in LINK.findall(BLOCK.sub("", page.read_text("utf-8")))
+    }
+    return sorted(str(target.relative_to(ROOT)) for target in targets - own)
+
+
+@pytest.mark.parametrize(("english", "chinese"), PAIRS.items(), ids=lambda page: page.stem)
+def test_headings_items_and_code_blocks_are_the_same(english, chinese):
+    assert skeleton(chinese.read_text("utf-8")) == skeleton(english.read_text("utf-8")), (
+        f"{english.name} has changed: bring docs/zh/{chinese.name} into step"
+    )
+
+
+@pytest.mark.parametrize(("english", "chinese"), PAIRS.items(), ids=lambda page: page.stem)
+def test_links_lead_to_the_same_files(english, chinese):
+    assert links(chinese) == links(english)
+
+
+@pytest.mark.parametrize("chinese", PAIRS.values(), ids=lambda page: page.stem)
+def test_each_heading_but_a_name_is_in_chinese(chinese):
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", chinese.read_text("utf-8")), flags=re.MULTILINE)
+
+    assert [
+        text for text in headings if text != "xai_tasks" and not re.search(r"[\u4e00-\u9fff]", text)
+    ] == []
+
+
+def test_a_block_that_was_changed_is_found():
+    english = "# A\n\n```sh\nls\n```\n\n- b\n"
+
+    assert skeleton("# 甲\n\n```sh\nls\n```\n\n- 乙\n") == skeleton(english)
+    assert skeleton("# 甲\n\n```sh\nls -l\n```\n\n- 乙\n") != skeleton(english)
+    assert skeleton("## 甲\n\n```sh\nls\n```\n\n- 乙\n") != skeleton(english)
