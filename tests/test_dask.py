@@ -661,6 +661,7 @@ async def test_a_rate_is_held_by_the_whole_cluster_and_break_leaves_nothing_runn
         async with asyncio.timeout(10):
             while await parts_on(client):
                 await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)  # gone from the list, a part may still be closing
         (_, last) = await server_process.seen()
         await asyncio.sleep(1)
         assert (await server_process.seen())[1] == last
