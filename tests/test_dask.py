@@ -509,6 +509,24 @@ async def test_limits_are_dealt_out_anew_as_workers_come_and_go(dask, server, st
         assert sorted(outcome.index for outcome in await reading) == list(range(200))
 
 
+async def test_a_worker_that_comes_late_gets_its_part_of_the_ids(dask, server, stream, clients):
+    ids = add(server, 200, ("processing", None))
+
+    async with stream(ids, chunk_size=10, max_pending=100, rate_limit=9000) as outcomes:
+        reading = asyncio.create_task(collect(outcomes))
+        await until(lambda: sum(client.stats.waiting for client in clients) == 200)
+
+        dask.local.scale(3)
+
+        await until(lambda: limits(clients, "rate_limit") == [3000, 3000, 3000])
+        open_ones = [client for client in clients if not client.closed]
+        await until(lambda: sum(client.stats.waiting for client in open_ones) == 200)
+        assert min(client.stats.waiting for client in open_ones) >= 200 // 3 - 2 * 10
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+
 async def test_no_more_workers_are_used_than_requests_may_be_in_flight(server, stream, clients):
     assert len(await collect(stream(add(server, 40), chunk_size=5, max_concurrency=1))) == 40
     assert [client.limits["max_concurrency"] for client in clients] == [1]

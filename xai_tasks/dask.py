@@ -361,7 +361,10 @@ class _Work:
         return True
 
     def _chunk_for(self, worker: _Worker) -> _Chunk | None:
-        if not self._ready or len(worker.waits) + len(self._ready[0].ids) > self._max_pending:
+        # No more than an even part and a chunk: a worker that comes late would have limits and nothing to use them on.
+        even = (self._pulled - self._taken - len(self._outcomes)) // self._used_workers
+        room = min(self._max_pending, even + self._chunk_size) - len(worker.waits)
+        if not self._ready or len(self._ready[0].ids) > room:
             return None
         chunk = self._ready.popleft()
         worker.waits.update(dict.fromkeys(chunk.ids, chunk))
@@ -374,6 +377,12 @@ class _Work:
         worker.waits.clear()
         worker.session = None
 
+    @property
+    def _used_workers(self) -> int:
+        """No more than requests may be in flight."""
+        workers = len(self._workers)
+        return min(workers, int(self._limits.get("max_concurrency", workers)))
+
     def _limits_of(self, worker: _Worker) -> Limits | None:
         """Give the worker's part of the limits; None: it has to wait for the others to leave it one.
 
@@ -382,7 +391,7 @@ class _Work:
         if worker.granted and asyncio.get_running_loop().time() < self._settles:
             return worker.granted
         workers = list(self._workers.values())
-        rank, count = workers.index(worker), min(len(workers), self._limits.get("max_concurrency", math.inf))
+        rank, count = workers.index(worker), self._used_workers
         if rank >= count:
             return None
         part: Limits = {}
