@@ -121,10 +121,9 @@ class TestPollState:
     def test_tells_a_strategy_what_tenacity_would(self):
         entry = make()
         entry.polls = 3
-        entry.gap = 5.0
         answer = look("a", "pending", server_time=1.7e9)
 
-        state = PollState(entry, 1007.5, answer)
+        state = PollState(entry, 1007.5, answer, 5.0)
 
         assert state.attempt_number == 3
         assert state.seconds_since_start == 7.5
@@ -140,7 +139,7 @@ class TestPollState:
     def test_of_a_failed_poll_holds_its_error(self):
         error = refused("a")
 
-        state = PollState(make(), 1001.0, error)
+        state = PollState(make(), 1001.0, error, 0.0)
 
         assert state.outcome.failed
         assert state.outcome.exception() is error
@@ -157,7 +156,7 @@ class TestPollState:
 
         strategy = tenacity.wait_exception(lambda error: 2) if seconds == 2 else tenacity.wait_fixed(1)
 
-        assert strategy(PollState(entry, 1001.0, answer)) == seconds
+        assert strategy(PollState(entry, 1001.0, answer, 0.0)) == seconds
 
 
 class TestLane:

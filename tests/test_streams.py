@@ -493,6 +493,42 @@ class TestLeavingEarly:
         assert stream.pending == 0
         assert await collect(stream) == []
 
+    async def test_by_cancellation_though_its_traceback_is_kept(self, client):
+        watch = client.watch("b")
+        reader = asyncio.create_task(collect(watch))
+        await asyncio.sleep(5)
+
+        reader.cancel()
+        await asyncio.wait([reader])
+        with pytest.raises(asyncio.CancelledError) as kept:
+            await reader
+
+        assert kept.tb is not None
+        await assert_nothing_runs(client)
+
+    async def test_of_very_many_ids_gives_others_their_turns(self, transport):
+        turns = 0
+
+        async def others():
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        async with client_over(transport) as client:
+            stream = client.as_completed((f"task-{n}" for n in range(10_000)), max_pending=10_000)
+            reader = asyncio.create_task(collect(stream))
+            while stream.pulled < 10_000:
+                await asyncio.sleep(0.01)
+            other = asyncio.create_task(others())
+
+            await stream.aclose()
+
+            other.cancel()
+            await asyncio.wait([reader, other])
+            assert 10 <= turns < 100
+            await assert_nothing_runs(client)
+
     async def test_by_an_exception(self, client):
         with pytest.raises(ZeroDivisionError):
             async for _ in client.as_completed(self.ids()):

@@ -48,9 +48,9 @@ class Entry:
         "due",
         "error",
         "failing_since",
-        "gap",
         "lane",
         "poll_at",
+        "polled_at",
         "polls",
         "started",
         "subscribers",
@@ -65,9 +65,8 @@ class Entry:
         """One alone, as in bulk, goes without a dict."""
         self.polls: int = 0
         self.started: float = now
-        self.gap: float = 0.0
-        """Seconds between the last two polls; while at rest, from the last one to the next."""
         self.poll_at: float = now
+        self.polled_at: float = now
         self.due: float = NEVER
         """The key of this entry's item in the heap; items with another are leftovers."""
         self.worker: asyncio.Task[None] | None = None
@@ -133,7 +132,7 @@ class PollState(tenacity.RetryCallState):
     """Unix seconds, by the server's clock, of the last answer; `wait_adaptive` tells a task's age by it."""
     _outcome: tenacity.Future | None
 
-    def __init__(self, entry: Entry, now: float, answer: Look | Exception) -> None:
+    def __init__(self, entry: Entry, now: float, answer: Look | Exception, gap: float) -> None:
         super().__init__(entry.lane.tenacity, fn=None, args=(entry.task_id,), kwargs={})
         self._answer = answer
         if isinstance(answer, Look):
@@ -144,7 +143,7 @@ class PollState(tenacity.RetryCallState):
         self.start_time = entry.started
         self.outcome_timestamp = now
         self.idle_for = now - entry.started
-        self.upcoming_sleep = entry.gap  # until the wait strategy is asked: the last one
+        self.upcoming_sleep = gap  # until the wait strategy is asked: the last one
 
     @property
     def outcome(self) -> tenacity.Future | None:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any, Generic, TypeVar, cast
 
-from xai_tasks._entries import Entry, Subscriber
+from xai_tasks._entries import NEVER, Entry, Subscriber
 from xai_tasks._errors import InvalidTaskIdError, XaiTasksError
 from xai_tasks._models import Outcome, TaskResult, task_error
 from xai_tasks._policies import PollPolicy
@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 Bind = Callable[[], asyncio.AbstractEventLoop]
 """Gives the running loop, once it is sure that the client is open and belongs to it."""
+
+_TICK = 0.001
+"""Seconds within which ids count as pulled at the same moment, so that they can share one float of their deadline."""
 
 _SLICE = 100
 """Ids pulled, or outcomes taken, without a wait before others on the loop get a turn: a millisecond or so."""
@@ -192,8 +195,9 @@ class _Place(Subscriber):
 
     __slots__ = ("feed", "index")
 
-    def __init__(self, feed: BulkFeed, index: int, now: float, timeout: float | None) -> None:
-        super().__init__(now, timeout)
+    def __init__(self, feed: BulkFeed, index: int, deadline: float, timeout: float) -> None:
+        self.deadline = deadline
+        self.timeout = timeout
         self.feed = feed
         self.index = index
 
@@ -207,6 +211,7 @@ class _Place(Subscriber):
 
 class BulkFeed(Feed[Outcome]):
     __slots__ = (
+        "_deadline",
         "_max_pending",
         "_policy",
         "_poller",
@@ -215,6 +220,7 @@ class BulkFeed(Feed[Outcome]):
         "_room",
         "_source",
         "_source_ended",
+        "_tick_began",
         "_timeout",
         "failed",
         "pulled",
@@ -236,7 +242,8 @@ class BulkFeed(Feed[Outcome]):
         self._poller = poller
         self._source = source
         self._policy = policy
-        self._timeout = timeout
+        self._timeout = NEVER if timeout is None else timeout
+        self._deadline = self._tick_began = -NEVER
         self._max_pending = max_pending
         self._refusals = refusals
         self._puller: asyncio.Task[None] | None = None
@@ -337,7 +344,10 @@ class BulkFeed(Feed[Outcome]):
         except InvalidTaskIdError as error:
             self._put(Outcome(repr(task_id), index, error=error))
             return
-        place = _Place(self, index, asyncio.get_running_loop().time(), self._timeout)
+        now = asyncio.get_running_loop().time()
+        if now >= self._tick_began + _TICK:
+            self._tick_began, self._deadline = now, now + self._timeout
+        place = _Place(self, index, self._deadline, self._timeout)
         self._poller.subscribe(str(task_id), self._policy, place)
 
     def saw(self, place: Subscriber) -> None:

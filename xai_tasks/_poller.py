@@ -35,6 +35,12 @@ logger = logging.getLogger("xai_tasks")
 _MIN_LEFTOVERS = 1000
 """Below this many, throwing leftovers out isn't worth the reading."""
 
+_SLICE = 1000
+"""Entries handled without a pause: 2 ms or so, after which others on the loop get a turn."""
+
+_TICK = 0.001
+"""Seconds within which polls count as made at the same moment, so that they can share one float of it."""
+
 
 class Poller:
     """Polls every id that has a subscriber, each under its policy, until it has ended."""
@@ -46,6 +52,7 @@ class Poller:
         "_in_flight",
         "_landing",
         "_lanes",
+        "_leaving",
         "_leftovers",
         "_line",
         "_max_pause",
@@ -53,6 +60,7 @@ class Poller:
         "_retrying",
         "_sweeper",
         "_throttle",
+        "_tick_began",
         "_timer",
         "_timer_at",
         "_workers",
@@ -86,6 +94,8 @@ class Poller:
         self._timer_at: float = 0.0  # uvloop's handles can't all say it
         self._sweeper: asyncio.TimerHandle | None = None
         self._landing: asyncio.Future[None] | None = None
+        self._leaving: deque[tuple[Callable[[Subscriber], bool], deque[Entry]]] = deque()
+        self._tick_began = -NEVER
         self.waiting: int = 0
         self.closed: bool = False
         throttle.on_outage = self._outage_goes_on
@@ -132,19 +142,32 @@ class Poller:
             self._drop(entry)
 
     def leave_all(self, whose: Callable[[Subscriber], bool]) -> None:
-        """Let every subscriber go for whom `whose` is true."""
-        for entry in self._entries():
+        """Let every subscriber go for whom `whose` is true: those whose poll is under way or next first, and of many a slice at a time."""
+        self._leaving.append((whose, deque((*self._in_flight, *self._line, *self._entries()))))
+        if len(self._leaving) == 1:
+            self._leave_slice()
+
+    def _leave_slice(self) -> None:
+        whose, entries = self._leaving[0]
+        for _ in range(min(len(entries), _SLICE)):
+            entry = entries.popleft()
             for subscriber in entry.all():
                 if whose(subscriber):
                     self.leave(entry, subscriber)
+        if not entries:
+            self._leaving.popleft()
+        if self._leaving:
+            asyncio.get_running_loop().call_soon(self._leave_slice)
+        else:
+            self._tell_landing()
 
     def unseen(self, whose: Callable[[Subscriber], bool]) -> set[Subscriber]:
         """Give those for whom `whose` is true and whose id has not been looked at yet."""
         return {each for entry in self._entries() if not entry.polls for each in entry.all() if whose(each)}
 
     async def aborted(self) -> None:
-        """Return once no request is under way that nobody waits for any more."""
-        while any(entry.subscribers is None for entry in self._in_flight):
+        """Return once all who leave have left, and no request is under way that nobody waits for any more."""
+        while self._leaving or any(entry.subscribers is None for entry in self._in_flight):
             if self._landing is None:
                 self._landing = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._landing)
@@ -191,10 +214,12 @@ class Poller:
         return None
 
     def _collect(self) -> None:
-        """Move what is due from the heap into the line, and end the waits whose time has run out."""
+        """Move what is due from the heap into the line, a slice at most, and end the waits whose time has run out."""
         now = asyncio.get_running_loop().time()
         heap = self._heap
-        while heap and heap[0][0] <= now:
+        for _ in range(_SLICE):
+            if not heap or heap[0][0] > now:
+                break
             due, entry = heapq.heappop(heap)
             if entry.due is not due:
                 self._leftovers -= 1
@@ -304,6 +329,9 @@ class Poller:
     def _land(self, entry: Entry) -> None:
         entry.worker = None
         self._in_flight.discard(entry)
+        self._tell_landing()
+
+    def _tell_landing(self) -> None:
         if self._landing is not None:
             self._landing.set_result(None)
             self._landing = None
@@ -347,7 +375,10 @@ class Poller:
         """Do what follows from an answer: end the wait, or let the wait strategy say when the next poll is."""
         now = asyncio.get_running_loop().time()
         # What passed since the last poll; more than was slept, if a worker, the rate or a pause was waited for.
-        entry.gap = now - entry.poll_at + entry.gap if entry.polls else 0.0
+        gap = now - entry.polled_at if entry.polls else 0.0
+        if now >= self._tick_began + _TICK:
+            self._tick_began = now
+        entry.polled_at = self._tick_began
         entry.polls += 1
         self._counters.polls += 1
         if isinstance(answer, Look):
@@ -355,14 +386,14 @@ class Poller:
             if answer.task.done:
                 waited = now - entry.started if entry.polls > 1 else 0.0
                 for learner in entry.lane.learners:
-                    learner.observe(answer.task, waited=waited, gap=entry.gap)
+                    learner.observe(answer.task, waited=waited, gap=gap)
                 self._end(entry, answer.task, None)
                 return
         elif self._is_final(entry, answer, now):
             self._end(entry, None, answer)
             return
         try:
-            seconds = float(entry.lane.policy.wait(PollState(entry, now, answer)))
+            seconds = float(entry.lane.policy.wait(PollState(entry, now, answer, gap)))
             if not math.isfinite(seconds):
                 raise ValueError(f"the wait strategy of the poll policy gave {seconds} seconds")
         except Exception as error:  # noqa: BLE001 -- a strategy of the user's may raise anything
@@ -378,12 +409,12 @@ class Poller:
 
     def _rest(self, entry: Entry, answer: Look | Exception, now: float, seconds: float) -> None:
         """Lay an entry down until its next poll."""
-        entry.gap = max(0.0, seconds)
+        seconds = max(0.0, seconds)
         if isinstance(answer, Look):
             if answer.retry_after is not None:
-                entry.gap = max(entry.gap, min(answer.retry_after, self._max_pause))
+                seconds = max(seconds, min(answer.retry_after, self._max_pause))
             entry.body = answer.body
-        entry.poll_at = now + entry.gap
+        entry.poll_at = now + seconds
         self._push(entry, min(entry.poll_at, entry.deadline))
         task = answer.task if isinstance(answer, Look) else None
         if logger.isEnabledFor(logging.DEBUG):
@@ -391,8 +422,8 @@ class Poller:
                 "polled task %r: %s; next poll in %.3g s",
                 printable(entry.task_id),
                 answer if task is None else task.status.value,
-                entry.gap,
-                extra={"task_id": entry.task_id, "seconds": entry.gap},
+                seconds,
+                extra={"task_id": entry.task_id, "seconds": seconds},
             )
         for subscriber in entry.all():
             subscriber.looked(task)

@@ -66,7 +66,12 @@ class _Loop(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
-        return await self._stream.__anext__()
+        try:
+            return await self._stream.__anext__()
+        except BaseException:
+            # The loop is over, also if a traceback that somebody keeps holds it for a while.
+            self._stream._abandon()  # noqa: SLF001 -- one thing in two parts
+            raise
 
     def __del__(self) -> None:
         self._stream._abandon()  # noqa: SLF001 -- one thing in two parts
