@@ -171,7 +171,9 @@ def _run_blocks(rounds: int, count: int, seconds: float, report: harness.Report)
             results[name].append(harness.measure(name, url=server.url, count=count, seconds=seconds))
     for name, what in variants.items():
         longest = [each["longest"] for each in results[name]]
-        report.add(f"longest block of the loop, {what}", "ms", longest, at_most=20 if name == "waiting" else None)
+        report.add(
+            f"longest block of the loop, {what}", "ms", longest, at_most=20 if name == "waiting" else None
+        )
         report.add(f"p99 of what a 1 ms sleep is late, {what}", "ms", [each["p99"] for each in results[name]])
 
 

@@ -101,7 +101,9 @@ def run(options: argparse.Namespace, report: harness.Report) -> None:
     for name, results in figures.items():
         what = f"{_CALLED[name]}, {count:,} ids"
         microseconds, size = _REACH[name]
-        report.add(f"set-up, {what}", "us CPU", [each["microseconds"] for each in results], at_most=microseconds)
+        report.add(
+            f"set-up, {what}", "us CPU", [each["microseconds"] for each in results], at_most=microseconds
+        )
         report.add(f"memory, {what}", "bytes", [each["bytes"] for each in results], at_most=size)
 
 
