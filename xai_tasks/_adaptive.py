@@ -9,7 +9,7 @@ import math
 import random
 import time
 from datetime import datetime
-from typing import Protocol, cast
+from typing import Protocol
 
 from tenacity import RetryCallState
 from tenacity.wait import wait_base
@@ -24,6 +24,7 @@ _SURPLUS = 1.5
 """Polls beyond the plan's own that a task may have had before it is polled no faster than at `interval`."""
 _TOO_OLD = 10.0
 """How often the plan's length a task's age by the server's clock may be before the clock is what is doubted."""
+_UNKNOWN = object()
 
 
 class _Dated(Protocol):
@@ -186,8 +187,9 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
 
 def _found(retry_state: RetryCallState) -> object | None:
     """Give what the last attempt returned; None if it failed."""
-    if hasattr(retry_state, "found"):  # the client's own, which so need not make a Future
-        return cast("object | None", retry_state.found)
+    found: object = getattr(retry_state, "found", _UNKNOWN)  # the client's own states tell without a Future
+    if found is not _UNKNOWN:
+        return found
     outcome = retry_state.outcome
     return None if outcome is None or outcome.failed else outcome.result()
 

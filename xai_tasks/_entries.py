@@ -155,7 +155,7 @@ class PollState(tenacity.RetryCallState):
         return self._outcome
 
     @outcome.setter
-    def outcome(self, outcome: tenacity.Future | None) -> None:
+    def outcome(self, outcome: tenacity.Future | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._outcome = outcome
 
 
