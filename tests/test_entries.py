@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import heapq
+import asyncio
 
 import pytest
 import tenacity
@@ -89,13 +89,6 @@ class TestSubscribers:
 
 
 class TestEntry:
-    def test_due_at_the_same_moment_entries_lie_in_one_heap(self):
-        heap = []
-        for n in range(100):
-            heapq.heappush(heap, (1000.0, make(f"task-{n}")))
-
-        assert len({heapq.heappop(heap)[1].task_id for _ in range(100)}) == 100
-
     def test_the_last_answer_is_decoded_when_it_is_asked_for(self):
         entry = make()
         assert entry.last is None
@@ -109,12 +102,16 @@ class TestEntry:
         first, second = refused("a"), refused("a")
         start = now()
 
-        entry.note(first)
+        entry.failed(first)
         assert (entry.error, entry.failing_since) == (first, start)
-        entry.failing_since = start - 10
-        entry.note(second)
+        await asyncio.sleep(10)
+        entry.failed(second)
+        assert (entry.error, entry.failing_since) == (second, start)
+        entry.answered()
+        assert (entry.error, entry.failing_since) == (second, None)
+        entry.failed(first)
 
-        assert (entry.error, entry.failing_since) == (second, start - 10)
+        assert (entry.error, entry.failing_since) == (first, start + 10)
 
 
 class TestPollState:

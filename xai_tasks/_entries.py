@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import tenacity
 
@@ -40,14 +41,29 @@ class Subscriber(ABC):
         """Hear, once, how it ended: the ended task, or the error that ended the wait."""
 
 
+class Due(float):
+    """The moment at which something is due for an entry: an item of the heap, for less than a tuple and its float."""
+
+    __slots__ = ("entry",)
+
+    entry: Entry
+
+
+class Failures(NamedTuple):
+    """What went wrong with an entry."""
+
+    last: APIError
+    since: float | None
+    """When the first request failed of those that have failed on end; None after a good answer."""
+
+
 class Entry:
     """One id in rotation."""
 
     __slots__ = (
         "body",
         "due",
-        "error",
-        "failing_since",
+        "failures",
         "lane",
         "poll_at",
         "polled_at",
@@ -55,7 +71,6 @@ class Entry:
         "started",
         "subscribers",
         "task_id",
-        "worker",
     )
 
     def __init__(self, task_id: str, lane: Lane, now: float) -> None:
@@ -65,20 +80,14 @@ class Entry:
         """One alone, as in bulk, goes without a dict."""
         self.polls: int = 0
         self.started: float = now
-        self.poll_at: float = now
         self.polled_at: float = now
         self.due: float = NEVER
-        """The key of this entry's item in the heap; items with another are leftovers."""
-        self.worker: asyncio.Task[None] | None = None
+        """This entry's item in the heap; others with this entry are leftovers."""
+        self.poll_at: float | None = None
+        """When the next poll is, if something else is due before."""
         self.body: bytes | None = None
         """The last good answer, undecoded, since most are never looked at again."""
-        self.error: APIError | None = None
-        self.failing_since: float | None = None
-        """When the first request failed of those that have failed on end; None after a good answer."""
-
-    def __lt__(self, other: Entry) -> bool:
-        # The heap asks where two are due at the same moment; either may go first.
-        return False
+        self.failures: Failures | None = None
 
     def all(self) -> list[Subscriber]:
         """Give the subscribers as a list of their own."""
@@ -111,11 +120,25 @@ class Entry:
             return min(subscriber.deadline for subscriber in self.subscribers)
         return NEVER if self.subscribers is None else self.subscribers.deadline
 
-    def note(self, error: APIError) -> None:
-        """Keep the last error met, for the message if time runs out, and since when there have been errors alone."""
-        self.error = error
-        if self.failing_since is None:
-            self.failing_since = asyncio.get_running_loop().time()
+    @property
+    def error(self) -> APIError | None:
+        """The last error met, for the message if time runs out."""
+        return None if self.failures is None else self.failures.last
+
+    @property
+    def failing_since(self) -> float | None:
+        """When the first request failed of those that have failed on end."""
+        return None if self.failures is None else self.failures.since
+
+    def failed(self, error: APIError) -> None:
+        """Note a failed request."""
+        since = self.failing_since
+        self.failures = Failures(error, asyncio.get_running_loop().time() if since is None else since)
+
+    def answered(self) -> None:
+        """Note a good answer."""
+        if self.failures is not None:
+            self.failures = Failures(self.failures.last, None)
 
     @property
     def last(self) -> TaskResult | None:

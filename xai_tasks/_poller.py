@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
-from xai_tasks._entries import NEVER, Entry, Lane, PollState, Subscriber
+from xai_tasks._entries import NEVER, Due, Entry, Lane, PollState, Subscriber
 from xai_tasks._errors import (
     ClientClosedError,
     WaitTimeoutError,
@@ -84,10 +84,10 @@ class Poller:
         self._max_workers = max_workers
         self._max_pause = max_pause
         self._lanes: dict[PollPolicy, Lane] = {}
-        self._heap: list[tuple[float, Entry]] = []
+        self._heap: list[Due] = []
         self._leftovers = 0
         self._line: deque[Entry] = deque()
-        self._in_flight: set[Entry] = set()
+        self._in_flight: dict[Entry, asyncio.Task[None]] = {}
         self._workers: set[asyncio.Task[None]] = set()
         self._cut = NEVER
         self._timer: asyncio.TimerHandle | None = None
@@ -121,7 +121,7 @@ class Poller:
             self._set_sweeper()
         entry = lane.entries.get(task_id)
         if entry is None:
-            entry = lane.entries[task_id] = Entry(task_id, lane, now)
+            entry = lane.entries[task_id] = Entry(task_id, lane, self._shared(now))
             entry.add(subscriber)
             self.waiting += 1
             self._line_up(entry)
@@ -131,7 +131,7 @@ class Poller:
             if entry.due == NEVER:
                 self._cut = min(self._cut, subscriber.deadline)
             elif subscriber.deadline < entry.due:
-                self._push(entry, subscriber.deadline)
+                self._rest(entry, float(entry.due) if entry.poll_at is None else entry.poll_at)
         self._set_timer()
         return entry
 
@@ -191,12 +191,21 @@ class Poller:
     def _entries(self) -> list[Entry]:
         return [entry for lane in self._lanes.values() for entry in lane.entries.values()]
 
-    def _push(self, entry: Entry, when: float) -> None:
-        """Have the timer see to a resting entry at `when`."""
+    def _shared(self, now: float) -> float:
+        """Give one float for all moments within a tick: a float of its own costs 32 bytes, a million have as many."""
+        if now >= self._tick_began + _TICK:
+            self._tick_began = now
+        return self._tick_began
+
+    def _rest(self, entry: Entry, poll_at: float) -> None:
+        """Have the timer see to an entry when it is to be polled, or when a wait for it runs out before."""
         if entry.due < NEVER:
             self._leftovers += 1
-        entry.due = when
-        heapq.heappush(self._heap, (when, entry))
+        deadline = entry.deadline
+        entry.poll_at = poll_at if deadline < poll_at else None
+        due = entry.due = Due(min(poll_at, deadline))
+        due.entry = entry
+        heapq.heappush(self._heap, due)
 
     def _line_up(self, entry: Entry) -> None:
         self._line.append(entry)
@@ -218,9 +227,10 @@ class Poller:
         now = asyncio.get_running_loop().time()
         heap = self._heap
         for _ in range(_SLICE):
-            if not heap or heap[0][0] > now:
+            if not heap or heap[0] > now:
                 break
-            due, entry = heapq.heappop(heap)
+            due = heapq.heappop(heap)
+            entry = due.entry
             if entry.due is not due:
                 self._leftovers -= 1
                 continue
@@ -228,10 +238,10 @@ class Poller:
             self._expire(entry, now)
             if entry.subscribers is None:
                 self._forget(entry)
-            elif entry.poll_at <= now:
+            elif entry.poll_at is None or entry.poll_at <= now:
                 self._line_up(entry)
             else:
-                self._push(entry, min(entry.poll_at, entry.deadline))
+                self._rest(entry, entry.poll_at)
         if self._cut <= now:
             self._cut_short(now)
 
@@ -276,8 +286,9 @@ class Poller:
         if entry.lane.entries.get(entry.task_id) is not entry:
             return
         self._forget(entry)
-        if entry.worker is not None:
-            entry.worker.cancel()
+        worker = self._in_flight.get(entry)
+        if worker is not None:
+            worker.cancel()
             return
         entry.due = NEVER
         self._leftovers += 1
@@ -285,7 +296,7 @@ class Poller:
             self._tidy()
 
     def _tidy(self) -> None:
-        self._heap = [item for item in self._heap if item[1].due is item[0]]
+        self._heap = [due for due in self._heap if due.entry.due is due]
         heapq.heapify(self._heap)
         self._line = deque(entry for entry in self._line if entry.subscribers is not None)
         self._leftovers = 0
@@ -293,7 +304,7 @@ class Poller:
     # The timer and the workers.
 
     def _set_timer(self) -> None:
-        when = min(self._heap[0][0] if self._heap else NEVER, self._cut)
+        when = min(self._heap[0] if self._heap else NEVER, self._cut)
         if self._timer is not None:
             if self._timer_at <= when:
                 return  # it comes in time, and sets itself anew
@@ -322,13 +333,11 @@ class Poller:
             self._take_off(entry, worker)
 
     def _take_off(self, entry: Entry, worker: asyncio.Task[None]) -> None:
-        entry.worker = worker
-        self._in_flight.add(entry)
+        self._in_flight[entry] = worker
         self._cut = min(self._cut, entry.deadline)
 
     def _land(self, entry: Entry) -> None:
-        entry.worker = None
-        self._in_flight.discard(entry)
+        self._in_flight.pop(entry, None)
         self._tell_landing()
 
     def _tell_landing(self) -> None:
@@ -344,7 +353,7 @@ class Poller:
             entry = following
             answer: Look | Exception | None = None
             try:
-                answer = await self._retrying.look(entry.task_id, poll=True, on_error=entry.note)
+                answer = await self._retrying.look(entry.task_id, poll=True, on_error=entry.failed)
             except asyncio.CancelledError:
                 if entry.subscribers is not None or worker.uncancel():
                     raise  # by somebody else, and not only because everybody left
@@ -361,11 +370,11 @@ class Poller:
 
     def _worker_ended(self, worker: asyncio.Task[None]) -> None:
         self._workers.discard(worker)
-        for entry in [entry for entry in self._in_flight if entry.worker is worker]:
+        for entry in [entry for entry, by in self._in_flight.items() if by is worker]:
             # Cancelled before its first step, or by somebody else.
             self._land(entry)
             if entry.subscribers is not None:
-                self._push(entry, entry.poll_at)
+                self._rest(entry, asyncio.get_running_loop().time())
         self._dispatch()
         self._set_timer()
 
@@ -376,13 +385,11 @@ class Poller:
         now = asyncio.get_running_loop().time()
         # What passed since the last poll; more than was slept, if a worker, the rate or a pause was waited for.
         gap = now - entry.polled_at if entry.polls else 0.0
-        if now >= self._tick_began + _TICK:
-            self._tick_began = now
-        entry.polled_at = self._tick_began
+        entry.polled_at = self._shared(now)
         entry.polls += 1
         self._counters.polls += 1
         if isinstance(answer, Look):
-            entry.failing_since = None
+            entry.answered()
             if answer.task.done:
                 waited = now - entry.started if entry.polls > 1 else 0.0
                 for learner in entry.lane.learners:
@@ -399,7 +406,7 @@ class Poller:
         except Exception as error:  # noqa: BLE001 -- a strategy of the user's may raise anything
             self._end(entry, None, error)
             return
-        self._rest(entry, answer, now, seconds)
+        self._lay_down(entry, answer, now, seconds)
 
     def _is_final(self, entry: Entry, error: Exception, now: float) -> bool:
         """Tell whether a failed poll ends the wait."""
@@ -407,15 +414,14 @@ class Poller:
         since = entry.failing_since
         return not is_passing(error) or (limit is not None and since is not None and now >= since + limit)
 
-    def _rest(self, entry: Entry, answer: Look | Exception, now: float, seconds: float) -> None:
+    def _lay_down(self, entry: Entry, answer: Look | Exception, now: float, seconds: float) -> None:
         """Lay an entry down until its next poll."""
         seconds = max(0.0, seconds)
         if isinstance(answer, Look):
             if answer.retry_after is not None:
                 seconds = max(seconds, min(answer.retry_after, self._max_pause))
             entry.body = answer.body
-        entry.poll_at = now + seconds
-        self._push(entry, min(entry.poll_at, entry.deadline))
+        self._rest(entry, now + seconds)
         task = answer.task if isinstance(answer, Look) else None
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug(
