@@ -706,6 +706,38 @@ async def test_a_429_pauses_every_wait_once_and_polling_resumes_slowly(client, t
 
 
 class TestLeaving:
+    async def test_waits_given_up_before_their_worker_began_leave_it_nothing_to_do(self, transport):
+        async with client_over(transport, max_concurrency=1) as client:
+            poller, told = client._poller, Told()
+            await settle()
+            entries = [poller.subscribe(task_id, every(1), told) for task_id in ("a", "b")]
+            for entry in entries:
+                poller.leave(entry, told)
+            await settle()
+
+            assert (poller.waiting, queued(client), transport.requests, told.heard) == (0, 0, [], [])
+
+    async def test_streams_of_thousands_can_be_left_at_the_same_moment(self, client, transport):
+        transport.default = "processing"
+        streams = [client.as_completed([f"{name}-{n}" for n in range(2500)]) for name in "ab"]
+        firsts = [asyncio.ensure_future(anext(stream)) for stream in streams]
+        await asyncio.sleep(30)
+        assert client.stats.waiting == 5000
+
+        await asyncio.gather(*(stream.aclose() for stream in streams))
+
+        assert await asyncio.gather(*firsts, return_exceptions=True)
+        await assert_nothing_runs(client)
+
+    async def test_thousands_that_are_due_at_once_are_polled_at_once(self, transport, waits):
+        transport.default = "processing"
+        async with client_over(transport, poll=every(1), max_concurrency=5000) as client:
+            begun = now()
+            waits(client, [f"task-{n}" for n in range(2500)])
+            await asyncio.sleep(1.5)
+
+            assert transport.times() == [begun] * 2500 + [pytest.approx(begun + 1.1)] * 2500
+
     async def test_a_storm_of_waits_given_up_does_not_stay_in_heap_or_line(self, transport):
         async with client_over(transport, max_concurrency=16) as client:
             transport.default = "processing"

@@ -11,7 +11,8 @@ import pytest
 from bar_picture import MOMENT, PACE, PICTURE
 from rich.console import Console
 
-from xai_tasks._cli._bar import bar
+from xai_tasks._cli import _bar
+from xai_tasks._cli._bar import BarReporter, bar
 from xai_tasks._cli._progress import LogHandler, Pace, PlainReporter, Reporter, Snapshot, spell, write_stderr
 
 
@@ -106,6 +107,11 @@ def test_stderr_that_nobody_reads_is_given_up(monkeypatch):
 
 
 class TestBar:
+    def test_is_not_drawn_while_the_terminal_is_held(self, monkeypatch, capsys):
+        monkeypatch.setattr(_bar, "has_room", lambda fd: False)
+        BarReporter().show(MOMENT, PACE)
+        assert capsys.readouterr().err == ""
+
     def drawn(self, width, moment=MOMENT):
         console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
         console.print(bar(moment, PACE))
