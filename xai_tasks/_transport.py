@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import math
 import platform
-import re
-import time
 from collections.abc import Callable, Mapping
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +15,7 @@ from attrs import define, field, frozen
 from multidict import CIMultiDict
 from yarl import URL
 
+from xai_tasks._answers import HINTS, excerpt, explain, parse_date, parse_retry_after
 from xai_tasks._credentials import Credentials, Redactor
 from xai_tasks._deadlines import Deadlines
 from xai_tasks._errors import (
@@ -33,16 +29,13 @@ from xai_tasks._errors import (
     printable,
     status_error_class,
 )
-from xai_tasks._models import TaskResult, decode_task, parse_json
+from xai_tasks._models import TaskResult, decode_task
 from xai_tasks._version import __version__
 
 DEFAULT_BASE_URL = "https://api.mountsea.ai"
 _PATH = "/xai/tasks"
 _MAX_ERROR_BYTES = 64 * 2**10
 """How much of an error's body is read: far more than any message, far less than a hostile body."""
-
-_MAX_EXCERPT_BYTES = 2**14
-"""How much of a body is searched for what of it to show: a long key, all of it escaped, fits in."""
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 """aiohttp's own clocks overrun and miss a drip; `Deadlines` around the whole request does neither."""
@@ -245,12 +238,12 @@ class Transport:
                 except ValueError as error:
                     problem = f"the answer can't be read: {_empty(body) or error}"
             if task is None:
-                excerpt = _excerpt(body, redactor)
+                shown = excerpt(body, redactor)
                 raise APIResponseValidationError(
-                    f"HTTP {response.status}, but {problem}: {excerpt!r}",
+                    f"HTTP {response.status}, but {problem}: {shown!r}",
                     task_id=task_id,
                     status_code=response.status,
-                    body=excerpt,
+                    body=shown,
                 )
             headers = response.headers
             server_time = self._server_time(headers)
@@ -265,14 +258,14 @@ class Transport:
         if text is None:
             return None
         if text != self._date[0]:
-            self._date = (text, _parse_date(text))
+            self._date = (text, parse_date(text))
         return self._date[1]
 
     def _status_error(
         self, response: aiohttp.ClientResponse, body: bytes, redactor: Redactor, task_id: str
     ) -> APIError:
         status = response.status
-        message, trace_id = (text and printable(redactor.text(text)) for text in _explain(body))
+        message, trace_id = (text and printable(redactor.text(text)) for text in explain(body))
         retry_after = parse_retry_after(response.headers, self._server_time(response.headers))
         detail = f"HTTP {status}"
         if message is not None:
@@ -285,13 +278,13 @@ class Transport:
         if 300 <= status < 400 and location is not None:
             location = printable(redactor.text(location))
             detail += f": a redirect to {location}, which is never followed; check base_url"
-        elif hint := _HINTS.get(status):
+        elif hint := HINTS.get(status):
             detail += f"; {hint}"
         return status_error_class(status)(
             detail,
             task_id=task_id,
             status_code=status,
-            body=_excerpt(body, redactor),
+            body=excerpt(body, redactor),
             message=message,
             trace_id=trace_id,
             retry_after=retry_after,
@@ -305,14 +298,6 @@ class Transport:
         return APIConnectionError(
             f"{type(error).__name__}: {text}" if text else type(error).__name__, task_id=task_id
         )
-
-
-_HINTS = {
-    401: "the API key was refused",
-    402: "the account's balance does not allow this request",
-    403: "the API key may not see this task",
-    404: "no such task: check the id, and that the key belongs to the account that made it",
-}
 
 
 def check_base_url(base_url: object, *, allow_insecure_http: bool) -> str:
@@ -377,73 +362,3 @@ async def _read(content: aiohttp.StreamReader, limit: int) -> tuple[bytes, bool]
 
 def _empty(body: bytes) -> str | None:
     return None if body.strip() else "its body is empty"
-
-
-def _excerpt(body: bytes, redactor: Redactor) -> str:
-    return printable(redactor.text(body[:_MAX_EXCERPT_BYTES].decode("utf-8", "replace")))
-
-
-def _explain(body: bytes) -> tuple[str | None, str | None]:
-    """Find the server's words and its trace id in the body of an error, whose shape nobody has published."""
-    try:
-        data = parse_json(body)
-    except ValueError:
-        return None, None
-    trace_id = None
-    if isinstance(data, dict):
-        found = data.get("traceId") or data.get("trace_id")
-        trace_id = found if isinstance(found, str) else None
-    return _words(data), trace_id
-
-
-def _words(data: Any, depth: int = 4) -> str | None:
-    if isinstance(data, str):
-        return data.strip() or None
-    if depth == 0:
-        return None
-    if isinstance(data, dict):
-        for name in ("message", "error", "errorMessage", "detail", "msg", "title"):
-            if words := _words(data.get(name), depth - 1):
-                return words
-    if isinstance(data, list):
-        return "; ".join(filter(None, (_words(item, depth - 1) for item in data[:5]))) or None
-    return None
-
-
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
-
-
-def parse_retry_after(headers: Mapping[str, str], server_time: float | None) -> float | None:
-    """Give the seconds that an answer asks to wait, or None where it doesn't or where it makes no sense.
-
-    `retry-after-ms` goes before `Retry-After`, which holds seconds or an HTTP date; a date counts from the answer's
-    own `Date` where there is one, so that neither clock needs to be right.
-    """
-    milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    text = headers.get("Retry-After")
-    seconds = _number(text)
-    if seconds is not None or text is None:
-        return seconds
-    date = _parse_date(text)
-    if date is None:
-        return None
-    delay = date - (time.time() if server_time is None else server_time)
-    return delay if delay >= 0 else None
-
-
-def _number(text: str | None) -> float | None:
-    if text is None or not _NUMBER.fullmatch(text.strip()):
-        return None
-    value = float(text)
-    return value if math.isfinite(value) else None
-
-
-def _parse_date(text: str) -> float | None:
-    try:
-        date = parsedate_to_datetime(text)
-        # An HTTP date is in UTC, also in the old form that does not say so.
-        return (date.replace(tzinfo=UTC) if date.tzinfo is None else date).timestamp()
-    except (ValueError, OverflowError, TypeError, IndexError):  # what the parser raises on garbage
-        return None
