@@ -103,6 +103,12 @@ class TestConstructor:
 
         assert "https://example.com/gateway " in repr(TaskClient())
 
+    def test_a_bad_base_url_in_the_environment_is_called_by_its_name_there(self, monkeypatch):
+        monkeypatch.setenv("MOUNTSEA_BASE_URL", "example.com")
+
+        with pytest.raises(ConfigurationError, match="^MOUNTSEA_BASE_URL must be like"):
+            TaskClient("test-key")
+
     def test_asks_the_api_by_default(self, monkeypatch):
         monkeypatch.delenv("MOUNTSEA_BASE_URL", raising=False)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypeVar, cast, overload
 
-from xai_tasks._credentials import Credentials, KeySource
+from xai_tasks._credentials import Credentials
 from xai_tasks._entries import Entry, Subscriber
 from xai_tasks._errors import ClientClosedError, TaskError, XaiTasksError
 from xai_tasks._feeds import check_one_of_many, check_task_id
@@ -100,7 +100,7 @@ class TaskClient:
 
     def __init__(
         self,
-        api_key: KeySource | None = None,
+        api_key: str | Callable[[], str | Awaitable[str]] | None = None,
         *,
         base_url: str | None = None,
         session: aiohttp.ClientSession | None = None,
@@ -116,9 +116,11 @@ class TaskClient:
         credentials = Credentials(api_key)
         del api_key  # before anything is raised: see Credentials
         credentials.check()
+        name = "base_url"
         if base_url is None:
-            base_url = os.environ.get("MOUNTSEA_BASE_URL") or DEFAULT_BASE_URL
-        self._base_url = check_base_url(base_url, allow_insecure_http=allow_insecure_http)
+            name = "MOUNTSEA_BASE_URL"
+            base_url = os.environ.get(name) or DEFAULT_BASE_URL
+        self._base_url = check_base_url(base_url, name=name, allow_insecure_http=allow_insecure_http)
         check_seconds("request_timeout", request_timeout, positive=True)
         check_count("max_concurrency", max_concurrency, 1)
         check_count("max_response_bytes", max_response_bytes, 1)

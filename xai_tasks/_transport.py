@@ -300,8 +300,8 @@ class Transport:
         )
 
 
-def check_base_url(base_url: object, *, allow_insecure_http: bool) -> str:
-    """Give `base_url` without a slash at its end.
+def check_base_url(base_url: object, *, allow_insecure_http: bool, name: str = "base_url") -> str:
+    """Give `base_url` without a slash at its end; `name` is what messages call it.
 
     Raises:
         ConfigurationError: it has no scheme or host, another scheme than https (or http to loopback, or anywhere with
@@ -310,20 +310,20 @@ def check_base_url(base_url: object, *, allow_insecure_http: bool) -> str:
 
     """
     if not isinstance(base_url, str):
-        raise TypeError(f"base_url must be a string, not {type(base_url).__name__}")
+        raise TypeError(f"{name} must be a string, not {type(base_url).__name__}")
     try:
         url = URL(base_url) if base_url.isprintable() and " " not in base_url else None
     except ValueError:
         url = None
     if url is None or url.scheme not in ("https", "http") or not url.raw_host:
-        raise ConfigurationError("base_url must be like https://host or https://host/prefix")
+        raise ConfigurationError(f"{name} must be like https://host or https://host/prefix")
     if url.raw_user is not None or url.raw_password is not None:
-        raise ConfigurationError("base_url must not hold credentials: pass the key as api_key")
+        raise ConfigurationError(f"{name} must not hold credentials: pass the key as api_key")
     if url.raw_query_string or url.raw_fragment or base_url.rstrip("/").endswith(("?", "#")):
-        raise ConfigurationError("base_url must not have a query or a fragment")
+        raise ConfigurationError(f"{name} must not have a query or a fragment")
     if url.scheme == "http" and not allow_insecure_http and not _is_loopback(url.raw_host):
         raise ConfigurationError(
-            f"base_url would send the key over plain http to {printable(url.raw_host)}: use https, or pass "
+            f"{name} would send the key over plain http to {printable(url.raw_host)}: use https, or pass "
             "allow_insecure_http=True"
         )
     return str(url).rstrip("/")
