@@ -70,13 +70,9 @@ class Fault:
             f"Fault.{self._name}({', '.join(f'{name}={_brief(value)}' for name, value in self._arguments)})"
         )
 
-    def status_sent(self, due: int) -> int | None:
+    def _status_sent(self, due: int) -> int | None:
         """Give the HTTP status that gets out, where `due` was the one due; None if none does."""
         return due if self._sends == _AS_DUE else self._sends
-
-    async def play(self, wire: Wire) -> bool:
-        """Act it out on the wire, and say whether the connection may stay open."""
-        return await self._play(wire)
 
     @classmethod
     def status(

@@ -398,13 +398,13 @@ class TaskServer:
         fault = self._faults.take(task_id)
         if task_id is not None:
             self._tasks.tick(task_id)
-        status = due.status if fault is None else fault.status_sent(due.status)
+        status = due.status if fault is None else fault._status_sent(due.status)  # noqa: SLF001 -- one kit
         self._log.add(RequestRecord(task_id, now, request.headers, status))
         if self._delay is not None:
             await asyncio.sleep(self._delay(self._random))
         if fault is None:
             return send(request, due)
-        stays = await fault.play(Wire(request, due)) and request.keep_alive
+        stays = await fault._play(Wire(request, due)) and request.keep_alive  # noqa: SLF001 -- one kit
         return KEEP_ALIVE if stays else HANG_UP
 
     def _due(self, request: web.BaseRequest, task_id: str | None, now: float) -> Reply:
