@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import math
 import time
@@ -97,12 +98,18 @@ async def waiting(url: str, count: int, seconds: float) -> dict[str, Any]:
 
         async def work() -> None:
             async with client.as_completed(ids, max_pending=count) as stream:
-                taker = asyncio.ensure_future(anext(stream))
+                taker = asyncio.ensure_future(anext(stream, None))
                 await asyncio.wait([taker], timeout=seconds)
                 assert stream.pending == count
             await asyncio.wait([taker])
 
         return await _blocks(work)
+
+
+async def uncollected(url: str, count: int, seconds: float) -> dict[str, Any]:
+    """Give the same without Python's garbage collector, to tell its part from the library's."""
+    gc.disable()
+    return await waiting(url, count, seconds)
 
 
 async def gathered(url: str, count: int, seconds: float) -> dict[str, Any]:
@@ -161,6 +168,7 @@ def _run_notice(rounds: int, count: int, report: harness.Report) -> None:
 def _run_blocks(rounds: int, count: int, seconds: float, report: harness.Report) -> None:
     variants = {
         "waiting": f"{count:,} ids in `as_completed`",
+        "uncollected": f"{count:,} ids in `as_completed`, garbage collector off",
         "gathered": f"{count:,} calls of `wait`",
         "bare": "bare requests",
     }
@@ -178,4 +186,14 @@ def _run_blocks(rounds: int, count: int, seconds: float, report: harness.Report)
 
 
 if __name__ == "__main__":
-    harness.main(__doc__, run, {"notice": notice, "waiting": waiting, "gathered": gathered, "bare": bare})
+    harness.main(
+        __doc__,
+        run,
+        {
+            "notice": notice,
+            "waiting": waiting,
+            "uncollected": uncollected,
+            "gathered": gathered,
+            "bare": bare,
+        },
+    )
