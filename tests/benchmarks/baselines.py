@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -58,14 +59,20 @@ async def get(http: aiohttp.ClientSession, url: str, task_id: str) -> Task:
         return decode(await response.read())
 
 
-async def get_all(http: aiohttp.ClientSession, url: str, task_ids: Iterator[str]) -> None:
-    """Make a bare request per id, as many at once as there are connections."""
+async def get_each(get: Callable[[str], Awaitable[Any]], task_ids: Iterable[str]) -> None:
+    """Call `get` for each id, as many at once as there are connections."""
+    ids = iter(task_ids)
 
     async def work() -> None:
-        for task_id in task_ids:
-            await get(http, url, task_id)
+        for task_id in ids:
+            await get(task_id)
 
     await asyncio.gather(*(work() for _ in range(CONNECTIONS)))
+
+
+async def get_all(http: aiohttp.ClientSession, url: str, task_ids: Iterable[str]) -> None:
+    """Make a bare request per id, as many at once as there are connections."""
+    await get_each(partial(get, http, url), task_ids)
 
 
 def is_open(task: Task) -> bool:

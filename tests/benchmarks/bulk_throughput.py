@@ -1,9 +1,7 @@
-"""What a poll in bulk costs: CPU against bare aiohttp, and CPU and memory against the loop that a user would write.
+"""What whole waits in bulk cost: CPU, memory and time, against the loop that a user would write.
 
-Two parts. `polls`: `as_completed` and bare requests by turns in one process, over 100 connections, each round's CPU per request
-divided by the other's; with tasks that have ended at the first look, and with tasks that end at the tenth. `loops`: 10,000 tasks that
-end at the third look, 2 s apart, in `as_completed` and in gathered tenacity loops, each in a process of its own; and the same
-with the results kept in a list, as `wait_all` and `gather` give it.
+10,000 tasks that end at the third look, 2 s apart, in `as_completed` and in gathered tenacity loops, each in a process of its own; and
+the same with the results kept in a list, as `wait_all` and `gather` give it.
 """
 
 from __future__ import annotations
@@ -18,47 +16,10 @@ import baselines
 import harness
 from tenacity import wait_fixed
 
-from xai_tasks import PollPolicy, TaskClient, wait_adaptive
+from xai_tasks import PollPolicy, TaskClient
 
 _MB = 2**20
 _INTERVAL = 2.0
-
-
-# CPU per poll.
-
-
-async def polls(url: str, count: int, looks: int, rounds: int) -> dict[str, Any]:
-    """Give the microseconds of CPU per request, round by round, in bulk and bare."""
-    ids = harness.task_ids(count // looks)
-    quick = PollPolicy(wait=wait_adaptive(interval=0.05, minimum=0.05, maximum=0.1))
-    client = TaskClient("made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=quick)
-    figures: dict[str, list[float]] = {"bulk": [], "bare": []}
-    async with client, baselines.session() as session:
-
-        async def bulk() -> int:
-            before = client.stats.polls
-            async with client.as_completed(ids, max_pending=len(ids)) as stream:
-                async for outcome in stream:
-                    assert outcome.ok
-            return client.stats.polls - before
-
-        async def bare() -> int:
-            for _ in range(looks):
-                await baselines.get_all(session, url, iter(ids))
-            return looks * len(ids)
-
-        for number in range(rounds + 1):
-            for work in (bulk, bare) if number % 2 else (bare, bulk):
-                started = time.process_time()
-                requests = await work()
-                spent = time.process_time() - started
-                assert requests == looks * len(ids)
-                if number:  # the first round is the warm-up
-                    figures[work.__name__].append(spent / requests * 1e6)
-    return figures
-
-
-# Whole waits.
 
 
 async def stream(url: str, count: int) -> dict[str, Any]:
@@ -113,26 +74,8 @@ async def _cost(wait: Any, count: int) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace, report: harness.Report) -> None:
-    """Measure both parts and fill the report."""
-    scale = 10 if options.quick else 1
-    if options.only in "polls":
-        for looks, when in ((1, "first"), (10, "tenth")):
-            _run_polls(2 * options.rounds + 1, 10_000 // scale, looks, when, report)
-    if options.only in "loops":
-        _run_loops(options.rounds, 10_000 // scale, report)
-
-
-def _run_polls(rounds: int, count: int, looks: int, when: str, report: harness.Report) -> None:
-    harness.progress(f"polls, tasks ended at the {when} look, {rounds} rounds")
-    with harness.serve(looks=looks) as server:
-        figures = harness.measure("polls", url=server.url, count=count, looks=looks, rounds=rounds)
-    ratios = [a / b for a, b in zip(figures["bulk"], figures["bare"], strict=True)]
-    report.add(f"bare aiohttp, ended at the {when} look", "us CPU", figures["bare"])
-    report.add(f"a poll in bulk, ended at the {when} look", "us CPU", figures["bulk"])
-    report.add(f"bulk against bare, ended at the {when} look", "x", ratios, at_most=1.25)
-
-
-def _run_loops(rounds: int, count: int, report: harness.Report) -> None:
+    """Measure all four and fill the report."""
+    count = 1_000 if options.quick else 10_000
     variants: dict[str, dict[str, Any]] = {
         "`as_completed`": {"name": "stream"},
         "loops": {"name": "loops", "keep": False},
@@ -141,8 +84,8 @@ def _run_loops(rounds: int, count: int, report: harness.Report) -> None:
     }
     results: dict[str, list[dict[str, float]]] = {label: [] for label in variants}
     with harness.serve(looks=3) as server:
-        for number, label in itertools.product(range(rounds), variants):
-            harness.progress(f"{label}, round {number + 1} of {rounds}")
+        for number, label in itertools.product(range(options.rounds), variants):
+            harness.progress(f"{label}, round {number + 1} of {options.rounds}")
             results[label].append(harness.measure(**variants[label], url=server.url, count=count))
     for ours, theirs, least_cpu, least_memory in (
         ("`as_completed`", "loops", 1.5, 5.0),
@@ -165,4 +108,4 @@ _WHAT = {"cpu": "CPU per id", "memory": "peak of memory", "seconds": "time to th
 
 
 if __name__ == "__main__":
-    harness.main(__doc__, run, {"polls": polls, "stream": stream, "wait_all": wait_all, "loops": loops})
+    harness.main(__doc__, run, {"stream": stream, "wait_all": wait_all, "loops": loops})

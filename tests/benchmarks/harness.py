@@ -16,13 +16,14 @@ import math
 import os
 import platform
 import resource
+import shlex
 import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -182,6 +183,24 @@ def task_id(number: int) -> str:
     return f"5f0c6c3e-8f7a-4c0b-9d61-{number:012d}"
 
 
+async def by_turns(works: Mapping[str, Callable[[], Awaitable[int]]], rounds: int) -> dict[str, list[float]]:
+    """Give the microseconds of this process's CPU, user and system, per request, of each work in each round.
+
+    A work gives how many requests it has made. The order turns round with each round, and there is one before the
+    first, which warms up and is not counted.
+    """
+    figures: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name in works if number % 2 else reversed(works):
+            gc.collect()  # nobody pays for another's garbage
+            started = time.process_time()
+            requests = await works[name]()
+            spent = time.process_time() - started
+            if number:
+                figures[name].append(spent / requests * 1e6)
+    return figures
+
+
 def memory() -> int:
     """Give the bytes of RSS that this process holds now, once it has no garbage."""
     gc.collect()
@@ -256,9 +275,13 @@ def spread(values: list[float]) -> Spread:
 class Report:
     """A table that grows by a line per figure."""
 
-    def __init__(self, name: str) -> None:
-        """Begin the report of the benchmark called `name`."""
+    def __init__(self, name: str, also: tuple[str, ...] = ()) -> None:
+        """Begin the report of the benchmark called `name`; `also` are packages whose versions its figures depend on."""
         self.name = name
+        self.command = f"python tests/benchmarks/{name}.py"
+        self.versions = versions(also)
+        self.notes: list[str] = []
+        """What the figures don't say of themselves, such as why one is missing."""
         self.started = time.time()
         self.load = [os.getloadavg()]
         self.rows: list[dict[str, Any]] = []
@@ -284,42 +307,56 @@ class Report:
             | {"at_most": at_most, "at_least": at_least, "reached": reach}
         )
 
-    def table(self) -> str:
-        """Give the figures as a Markdown table."""
-        lines = [
-            "| what | median | quartiles | rounds | reach | |",
-            "| --- | ---: | ---: | ---: | ---: | --- |",
-        ]
-        for row in self.rows:
-            bound = f"<= {row['at_most']:,g}" if row["at_most"] is not None else ""
-            if row["at_least"] is not None:
-                bound = f">= {row['at_least']:,g}"
-            verdict = {None: "", True: "reached", False: "**missed**"}[row["reached"]]
-            lines.append(
-                f"| {row['what']} | {figure(row['median'])} {row['unit']} | {figure(row['low'])} to "
-                f"{figure(row['high'])} | {row['rounds']} | {bound} | {verdict} |"
-            )
-        return "\n".join(lines)
-
     def as_json(self) -> dict[str, Any]:
         """Give all that is known, also each round's figure."""
         return {
             "benchmark": self.name,
-            "versions": versions(),
+            "command": self.command,
+            "date": time.strftime("%Y-%m-%d", time.gmtime(self.started)),
+            "versions": self.versions,
             "cores": len(CORES),
+            "processor": processor(),
             "load": [*self.load, os.getloadavg()],
             "seconds": time.time() - self.started,
             "rows": self.rows,
+            "notes": self.notes,
         }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Give a report's rows as a Markdown table."""
+    lines = [
+        "| what | median | quartiles | rounds | reach | |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        bound = f"<= {row['at_most']:,g}" if row["at_most"] is not None else ""
+        if row["at_least"] is not None:
+            bound = f">= {row['at_least']:,g}"
+        verdict = {None: "", True: "reached", False: "**missed**"}[row["reached"]]
+        lines.append(
+            f"| {row['what']} | {figure(row['median'])} {row['unit']} | {figure(row['low'])} to "
+            f"{figure(row['high'])} | {row['rounds']} | {bound} | {verdict} |"
+        )
+    return "\n".join(lines)
 
 
 def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def versions() -> dict[str, str]:
-    """Give the versions that the figures depend on."""
-    names = ("xai_tasks", "aiohttp", "attrs", "tenacity")
+def processor() -> str:
+    """Give the processor's name, as the kernel knows it."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
+
+
+def versions(also: tuple[str, ...]) -> dict[str, str]:
+    """Give the versions that all figures depend on, and those of the packages in `also`."""
+    names = ("xai_tasks", "aiohttp", "attrs", "tenacity", "orjson", *also)
     found = {"Python": platform.python_version()}
     for name in names:
         try:
@@ -338,8 +375,9 @@ def main(
     description: str,
     run: Callable[[argparse.Namespace, Report], None],
     measurements: dict[str, Measurement],
+    also: tuple[str, ...] = (),
 ) -> None:
-    """Be the benchmark, or one measurement of it that it started."""
+    """Be the benchmark, or one measurement of it that it started; `also` are more packages to tell the versions of."""
     if sys.argv[1:2] == ["--child"]:
         name, arguments, pinned = sys.argv[2:]
         if pinned == "1":
@@ -358,11 +396,15 @@ def main(
     options = parser.parse_args()
     if options.quick:
         options.rounds = min(options.rounds, 2)
-    report = Report(Path(sys.argv[0]).stem)
+    report = Report(Path(sys.argv[0]).stem, also)
+    report.command += f" --rounds {options.rounds}" + " --quick" * options.quick
+    if options.only:
+        report.command += f" --only {shlex.quote(options.only)}"
     run(options, report)
-    print(", ".join(f"{name} {version}" for name, version in versions().items()))
+    print(", ".join(f"{name} {version}" for name, version in report.versions.items()))
     print(f"load before and after: {report.load[0][0]:.2f}, {os.getloadavg()[0]:.2f}\n")
-    print(report.table())
+    print(table(report.rows))
+    print(*("\n" + note for note in report.notes), sep="", end="")
     if options.json is not None:
         options.json.write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
 
