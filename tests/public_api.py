@@ -16,14 +16,14 @@ from typing import Generic, get_overloads
 
 import attrs
 
-MODULES = ("xai_tasks", "xai_tasks.testing", "xai_tasks.testing.pytest_plugin")
+MODULES = ("xai_tasks", "xai_tasks.dask", "xai_tasks.testing", "xai_tasks.testing.pytest_plugin")
 HERE = Path(__file__).parent
 SNAPSHOT = HERE / "public_api.txt"
 RELEASED = HERE / "public_api_released.txt"
 """That of the last version released; not there before the first."""
 
 # Users get these from methods, and never call their constructors.
-MADE_BY_THE_LIBRARY = {"Fault", "OutcomeStream"}
+MADE_BY_THE_LIBRARY = {"ClusterStream", "Fault", "OutcomeStream"}
 
 # What syntax calls, so that it is used without being named.
 SYNTAX = {

@@ -433,6 +433,15 @@ async def test_a_turn_that_cannot_work_ends_the_stream(server, stream, monkeypat
         await collect(stream(add(server, 10)))
 
 
+async def test_a_cluster_without_the_package_ends_the_stream(dask, stream, monkeypatch):
+    async def register(plugin, **options):
+        raise ModuleNotFoundError("No module named 'xai_tasks'")
+
+    monkeypatch.setattr(dask, "register_plugin", register)
+    with pytest.raises(ModuleNotFoundError):
+        await collect(stream(["a"]))
+
+
 async def test_a_worker_that_goes_while_it_is_told_to_begin_is_no_error(dask, server, stream, monkeypatch):
     real_register = dask.register_plugin
 

@@ -118,7 +118,6 @@ class _Work:
     _dask: Any  # Dask's client, which is not typed
     _key: _Key
     _options: dict[str, Any]
-    _limits: dict[str, Any]
     _chunk_size: int
     _ready: dict[int, Any] = field(factory=dict[int, Any])
     """Ids to be handed out, by their place in the input."""
@@ -171,15 +170,17 @@ class _Work:
 
     async def _round(self) -> None:
         """Have the workers wait until all is done, or their parts of the limits change."""
-        name = f"xai-tasks-{uuid.uuid4().hex}"
         workers = await self._workers()
-        part = self._part_of(workers)
-        plugin = _Waits(self._key, self._options | part, self._chunk_size)
+        if not workers:
+            return None
+        name = f"xai-tasks-{uuid.uuid4().hex}"
+        options = self._options_for(workers)
+        plugin = _Waits(self._key, options, self._chunk_size)
         try:
             with contextlib.suppress(OSError):  # from a worker that is going just now
                 async with asyncio.timeout(_LEASE):
                     await self._dask.register_plugin(plugin, name=name)
-            while workers and part == self._part_of(workers):
+            while workers and options == self._options_for(workers):
                 for address in self._serving.keys() - workers:
                     await _stop(self._serving.pop(address))
                 for address in workers - self._serving.keys():
@@ -200,16 +201,16 @@ class _Work:
 
     async def _workers(self) -> set[str]:
         """Give the workers to be used: no more than requests may be in flight."""
-        return set(sorted(await self._dask.nthreads())[: self._limits.get("max_concurrency")])
+        return set(sorted(await self._dask.nthreads())[: self._options.get("max_concurrency")])
 
-    def _part_of(self, workers: set[str]) -> dict[str, Any]:
-        """Give the part of the limits that each of the workers has."""
-        part = dict(self._limits)
-        if "rate_limit" in part:
-            part["rate_limit"] /= len(workers) or 1
-        if "max_concurrency" in part:
-            part["max_concurrency"] //= len(workers) or 1
-        return part
+    def _options_for(self, workers: set[str]) -> dict[str, Any]:
+        """Give the options of each worker's client, with its part of the limits."""
+        options = dict(self._options)
+        if options.get("rate_limit") is not None:
+            options["rate_limit"] /= len(workers)
+        if "max_concurrency" in options:
+            options["max_concurrency"] //= len(workers)
+        return options
 
     async def _serve(self, address: str, name: str) -> None:
         """Have one turn after the other on a worker, until all is done."""
@@ -280,7 +281,7 @@ class ClusterStream(AsyncIterator[Outcome]):
     def __init__(self, outcomes: AsyncGenerator[Outcome]) -> None:
         self._outcomes = outcomes
 
-    async def __aiter__(self) -> AsyncGenerator[Outcome]:
+    async def __aiter__(self) -> AsyncIterator[Outcome]:
         # A generator of the loop's own, so that it ends with the loop.
         async with self:
             async for outcome in self._outcomes:
@@ -338,9 +339,7 @@ def as_completed(
         raise ValueError(f"chunk_size must be a whole number of at least 1, not {chunk_size!r}")
     # Made to have the arguments checked here rather than on a worker.
     TaskClient(key.source or "a worker's own", **client_options).as_completed(task_ids)
-    limits = {name: client_options.pop(name, None) for name in ("rate_limit", "max_concurrency")}
-    limits = {name: limit for name, limit in limits.items() if limit is not None}
-    return ClusterStream(_Work(task_ids, client, key, client_options, limits, chunk_size).outcomes())
+    return ClusterStream(_Work(task_ids, client, key, client_options, chunk_size).outcomes())
 
 
 async def _stop(*tasks: asyncio.Task[Any]) -> None:
