@@ -1,9 +1,10 @@
 """How soon a wait hears of an answer, and for how long the loop is blocked while very many wait.
 
-Two parts. `notice`: 1,000 polls a second over 5,000 ids; the time from an answer's arrival, when aiohttp is given its last byte, to
+Three parts. `notice`: 1,000 polls a second over 5,000 ids; the time from an answer's arrival, when aiohttp is given its last byte, to
 the moment at which the coroutine that awaits it runs. `blocks`: 100,000 ids that wait, polled as fast as they come due, while
 another task on the loop asks to be woken every millisecond; the longest that it was kept waiting beyond that, against a loop on which
-the same number of bare requests is made.
+bare requests are made for as long. `collections`: what of that is Python's garbage collector, as it comes, with a third threshold of
+1,000, and after `gc.freeze()`.
 """
 
 from __future__ import annotations
@@ -112,6 +113,45 @@ async def uncollected(url: str, count: int, seconds: float) -> dict[str, Any]:
     return await waiting(url, count, seconds)
 
 
+async def collections(url: str, count: int, seconds: float, setting: str) -> dict[str, Any]:
+    """Give the milliseconds of all garbage collections, and of the longest, while `count` ids enter and wait for `seconds` more.
+
+    `full` is one of everything that is asked for at the end. The settings are `default`; `threshold`, which puts full collections
+    off; and `freeze`: `gc.freeze()` once all ids wait.
+    """
+    spans: list[float] = []
+    begun = 0.0
+
+    def watch(phase: str, _info: dict[str, int]) -> None:
+        nonlocal begun
+        if phase == "start":
+            begun = time.perf_counter()
+        else:
+            spans.append((time.perf_counter() - begun) * 1000)
+
+    if setting == "threshold":
+        gc.set_threshold(700, 10, 1000)
+    gc.callbacks.append(watch)
+    poll = PollPolicy(wait=wait_adaptive(interval=30), timeout=None)
+    async with (
+        TaskClient("made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=poll) as client,
+        client.as_completed(harness.task_ids(count), max_pending=count) as stream,
+    ):
+        taker = asyncio.ensure_future(anext(stream))
+        while client.stats.polls < count:
+            await asyncio.sleep(0.05)
+        if setting == "freeze":
+            gc.freeze()
+        await asyncio.sleep(seconds)
+        gc.callbacks.remove(watch)
+        begun = time.perf_counter()
+        gc.collect()
+        full = (time.perf_counter() - begun) * 1000
+        taker.cancel()
+        await asyncio.wait([taker])
+    return {"all": sum(spans), "longest": max(spans), "full": full}
+
+
 async def gathered(url: str, count: int, seconds: float) -> dict[str, Any]:
     """Give the same for `count` calls of `wait`, begun 100 at a time as requests come in, and cancelled so."""
     poll = PollPolicy(wait=wait_adaptive(interval=30), timeout=None)
@@ -152,6 +192,8 @@ def run(options: argparse.Namespace, report: harness.Report) -> None:
         _run_notice(options.rounds, 5_000 // scale, report)
     if options.only in "blocks":
         _run_blocks(options.rounds, 100_000 // scale, 30 / scale, report)
+    if options.only in "collections":
+        _run_collections(options.rounds, 100_000 // scale, 5 / scale, report)
 
 
 def _run_notice(rounds: int, count: int, report: harness.Report) -> None:
@@ -185,6 +227,32 @@ def _run_blocks(rounds: int, count: int, seconds: float, report: harness.Report)
         report.add(f"p99 of what a 1 ms sleep is late, {what}", "ms", [each["p99"] for each in results[name]])
 
 
+def _run_collections(rounds: int, count: int, seconds: float, report: harness.Report) -> None:
+    settings = {
+        "default": "as it comes",
+        "threshold": "`gc.set_threshold(700, 10, 1000)`",
+        "freeze": "`gc.freeze()`",
+    }
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
+    with harness.serve(looks=None) as server:
+        for number, name in itertools.product(range(rounds), settings):
+            harness.progress(f"collections, {name}, round {number + 1} of {rounds}")
+            arguments = {"url": server.url, "count": count, "seconds": seconds, "setting": name}
+            results[name].append(harness.measure("collections", **arguments))
+    for name, what in list(settings.items())[:2]:
+        report.add(
+            f"all collections, {count:,} ids entering, {what}", "ms", [each["all"] for each in results[name]]
+        )
+        report.add(f"the longest of them, {what}", "ms", [each["longest"] for each in results[name]])
+    for name in ("default", "freeze"):
+        what = "as they come" if name == "default" else f"after {settings[name]}"
+        report.add(
+            f"a full collection, {count:,} ids waiting, {what}",
+            "ms",
+            [each["full"] for each in results[name]],
+        )
+
+
 if __name__ == "__main__":
     harness.main(
         __doc__,
@@ -195,5 +263,6 @@ if __name__ == "__main__":
             "uncollected": uncollected,
             "gathered": gathered,
             "bare": bare,
+            "collections": collections,
         },
     )

@@ -1,15 +1,20 @@
 """What one request costs: CPU of the client's process, against bare aiohttp and what else one would use.
 
-Three parts; in each, all that is compared takes turns in one process, over 100 connections. `get`: one look by `TaskClient.get`, with orjson
+Four parts; in the first three, all that is compared takes turns in one process, over 100 connections. `get`: one look by `TaskClient.get`, with orjson
 and without, and a bare request in tenacity. `bulk`: a poll in `as_completed`, and in gathered tenacity loops; of tasks that have ended at the
 first look, and of tasks that end at the tenth. `httpx`: `TaskClient.get`, httpx, and a client generated from the API document.
+`profile`: in whose code a poll's time goes, as cProfile sees it, for tasks that end at the tenth look.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import cProfile
+import pstats
+import re
 import tempfile
+from collections import Counter
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -125,6 +130,33 @@ async def httpx(url: str, count: int, rounds: int, folder: str | None) -> dict[s
         return await harness.by_turns(works, rounds)
 
 
+async def profile(url: str, count: int, looks: int) -> dict[str, Any]:
+    """Give the share of each package, or of each module of ours, in the time of polls in bulk, in per cent."""
+    ids = harness.task_ids(count // looks)
+    profiler = cProfile.Profile()
+    async with _client(url) as client:
+        await client.wait_all(ids)
+        profiler.enable()
+        await client.wait_all(ids)
+        profiler.disable()
+    shares: Counter[str] = Counter()
+    for (file, _, function), (_, _, seconds, *_) in pstats.Stats(profiler).stats.items():
+        shares[_whose(file, function)] += seconds
+    return {name: 100 * seconds / shares.total() for name, seconds in shares.most_common()}
+
+
+def _whose(file: str, function: str) -> str:
+    """Say whose code a function is."""
+    path = Path(file)
+    if path.is_relative_to(Path(xai_tasks.__file__).parent):
+        return f"`{path.stem}`"
+    if {"aiohttp", "multidict", "yarl"} & set(path.parts) or re.search(r"aiohttp|multidict|yarl", function):
+        return "aiohttp, multidict, yarl"
+    if "asyncio" in path.parts or re.search(r"socket|epoll|asyncio", function) or path.stem == "selectors":
+        return "asyncio and sockets"
+    return "all other"
+
+
 def run(options: argparse.Namespace, report: harness.Report) -> None:
     """Measure each part and fill the report."""
     scale = 10 if options.quick else 1
@@ -136,6 +168,8 @@ def run(options: argparse.Namespace, report: harness.Report) -> None:
             _run_bulk(rounds, 10_000 // scale, looks, when, report)
     if options.only in "httpx":
         _run_httpx(options.rounds, 10_000 // scale, report)
+    if options.only in "profile":
+        _run_profile(options.rounds, 10_000 // scale, report)
 
 
 def _run_get(rounds: int, count: int, report: harness.Report) -> None:
@@ -189,6 +223,16 @@ def _run_httpx(rounds: int, count: int, report: harness.Report) -> None:
     add("`get` against a generated client", "ours", "generated")
 
 
+def _run_profile(rounds: int, count: int, report: harness.Report) -> None:
+    harness.progress(f"profile, {rounds} rounds")
+    with harness.serve(looks=10) as server:
+        results = [harness.measure("profile", url=server.url, count=count, looks=10) for _ in range(rounds)]
+    for name in results[0]:
+        shares = [result.get(name, 0.0) for result in results]
+        if max(shares) >= 1:
+            report.add(f"of a poll in bulk, {name}", "%", shares)
+
+
 def _add(
     report: harness.Report,
     figures: dict[str, list[float]],
@@ -207,6 +251,5 @@ def _add(
 
 
 if __name__ == "__main__":
-    harness.main(
-        __doc__, run, {"get": get, "bulk": bulk, "httpx": httpx}, also=("httpx", "openapi-python-client")
-    )
+    measurements = {"get": get, "bulk": bulk, "httpx": httpx, "profile": profile}
+    harness.main(__doc__, run, measurements, also=("httpx", "openapi-python-client"))
