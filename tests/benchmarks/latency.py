@@ -65,7 +65,7 @@ async def notice(url: str, count: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _watched() -> AsyncIterator[list[float]]:
+async def watched() -> AsyncIterator[list[float]]:
     """Give the seconds by which a task that sleeps a millisecond at a time is late, each time."""
     late: list[float] = []
 
@@ -84,7 +84,7 @@ async def _watched() -> AsyncIterator[list[float]]:
 
 
 async def _blocks(work: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
-    async with _watched() as late:
+    async with watched() as late:
         await work()
     return {"longest": max(late) * 1000, "p99": percentile(late, 0.99) * 1000}
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import harness
 
-BENCHMARKS = ("request_cost", "bulk_throughput", "waiting_cost", "latency", "startup", "cli_cost")
+BENCHMARKS = ("request_cost", "bulk_throughput", "waiting_cost", "latency", "startup", "cli_cost", "choices")
 
 _HERE = Path(__file__).parent
 _RESULTS = _HERE / "results"
