@@ -326,6 +326,31 @@ async def test_a_cancelled_reader_ends_the_work(dask, server, stream):
     await quiet(server)
 
 
+async def test_leaving_cancels_nothing_inside_the_dask_client(dask, server, stream, monkeypatch):
+    # Its gathers share a task: one that is cancelled before it has begun makes all later ones fail.
+    real_gather, begun, cancelled = dask._gather, asyncio.Event(), []
+
+    async def gather(*args, **options):
+        begun.set()
+        try:
+            await asyncio.sleep(0.1)
+            return await real_gather(*args, **options)
+        except asyncio.CancelledError:
+            cancelled.append(args)
+            raise
+
+    monkeypatch.setattr(dask, "_gather", gather)
+    reader = asyncio.create_task(collect(stream(add(server, 10, ("processing", None)))))
+    await begun.wait()
+
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+
+    assert cancelled == []
+    assert await dask.submit(int, pure=False) == 0
+
+
 async def test_a_scheduler_that_goes_ends_the_stream(server):
     async with cluster_of(1) as client:
         outcomes = as_completed(

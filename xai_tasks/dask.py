@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from typing import Any, Self, cast
 
 from attrs import define, evolve, field, frozen
-from distributed import Client, KilledWorker, WorkerPlugin, get_worker
+from distributed import CancelledError, Client, KilledWorker, WorkerPlugin, get_worker
 
 from xai_tasks import Outcome, TaskClient
 
@@ -250,16 +250,19 @@ class _Work:
 
     async def _turn(self, address: str, name: str, number: int, ids: dict[int, Any]) -> _Answer:
         """Give what the worker answers; None where it does not, or knows nothing of the turns before."""
+        future = self._dask.submit(_turn, name, number, ids, workers=[address], pure=False)
+        answer = asyncio.ensure_future(future)
         try:
-            async with asyncio.timeout(_LEASE):
-                future = self._dask.submit(_turn, name, number, ids, workers=[address], pure=False)
-                failure = await future.exception()
-                if failure is not None:
-                    raise failure
-                # Not `await future`: cancelled while a lost worker's answer is gathered, that leaves a task behind.
-                return cast("_Answer", await self._dask.gather(future, errors="skip"))
-        except (OSError, KilledWorker):
+            await asyncio.wait([answer], timeout=_LEASE)
+            return cast("_Answer", answer.result()) if answer.done() else None
+        except (OSError, KilledWorker, CancelledError):
             return None
+        finally:
+            # Cancelling the answer itself would break what others gather through the same Dask client just now.
+            if not answer.done():
+                answer.add_done_callback(_ignore)
+                await future.cancel()
+                await asyncio.wait([answer], timeout=_LOOK)
 
 
 class ClusterStream(AsyncIterator[Outcome]):
@@ -346,9 +349,15 @@ async def _stop(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks, and return once they have ended, however that is."""
     for task in tasks:
         task.cancel()
-        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # else asyncio complains
+        task.add_done_callback(_ignore)
     if tasks:
         await asyncio.wait(tasks)
+
+
+def _ignore(ended: asyncio.Future[Any]) -> None:
+    """Have asyncio not complain of an exception that nobody is interested in any more."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 async def _each(source: Iterable[Any]) -> AsyncGenerator[Any]:
