@@ -40,7 +40,8 @@ def generate(folder: Path) -> str | None:
 
 def httpx_client(url: str) -> httpx.AsyncClient:
     """Give a client with as many connections as the others have, which it keeps while it is not its turn."""
-    limits = httpx.Limits(baselines.CONNECTIONS, baselines.CONNECTIONS, keepalive_expiry=None)
+    most = baselines.CONNECTIONS
+    limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=None)
     return httpx.AsyncClient(
         base_url=url, limits=limits, timeout=None, headers={"Authorization": "Bearer made-up-key"}
     )

@@ -44,14 +44,14 @@ def rewrite(page: str, name: str, content: str) -> str:
         LookupError: they are not.
 
     """
-    start, end = f"<!-- table: {name} -->\n", "\n<!-- end -->"
+    start, end = f"<!-- table: {name} -->", "<!-- end -->"
     if page.count(start) != 1:
-        raise LookupError(f"{start.strip()!r} must be on the page once")
+        raise LookupError(f"{start!r} must be on the page once")
     head, _, rest = page.partition(start)
     old, found, tail = rest.partition(end)
     if not found or "<!-- table:" in old:
-        raise LookupError(f"{start.strip()!r} has no {end.strip()!r}")
-    return f"{head}{start}{content}{end}{tail}"
+        raise LookupError(f"{start!r} has no {end!r}")
+    return f"{head}{start}\n\n{content}\n\n{end}{tail}"
 
 
 def measure(name: str, arguments: list[str], results: Path) -> bool:
