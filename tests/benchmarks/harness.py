@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Self
 CORES = sorted(os.sched_getaffinity(0))
 CLIENT_CORE, SERVER_CORE = CORES[0], CORES[-1]
 
-Measurement = Callable[..., Awaitable[dict[str, Any]]]
+Measurement = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
 
 
 # The server.
@@ -191,7 +191,7 @@ async def by_turns(works: Mapping[str, Callable[[], Awaitable[int]]], rounds: in
     """
     figures: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
-        for name in works if number % 2 else reversed(works):
+        for name in works if number % 2 else reversed(list(works)):
             gc.collect()  # nobody pays for another's garbage
             started = time.process_time()
             requests = await works[name]()

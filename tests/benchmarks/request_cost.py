@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
-import pstats
 import re
 import tempfile
-from collections import Counter
+import time
+from collections import defaultdict
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from types import CodeType
 from typing import Any
 from unittest import mock
 
@@ -133,26 +134,27 @@ async def httpx(url: str, count: int, rounds: int, folder: str | None) -> dict[s
 async def profile(url: str, count: int, looks: int) -> dict[str, Any]:
     """Give the share of each package, or of each module of ours, in the time of polls in bulk, in per cent."""
     ids = harness.task_ids(count // looks)
-    profiler = cProfile.Profile()
+    profiler = cProfile.Profile(time.process_time)
     async with _client(url) as client:
         await client.wait_all(ids)
         profiler.enable()
         await client.wait_all(ids)
         profiler.disable()
-    shares: Counter[str] = Counter()
-    for (file, _, function), (_, _, seconds, *_) in pstats.Stats(profiler).stats.items():
-        shares[_whose(file, function)] += seconds
-    return {name: 100 * seconds / shares.total() for name, seconds in shares.most_common()}
+    shares: defaultdict[str, float] = defaultdict(float)
+    for entry in profiler.getstats():
+        shares[_whose(entry.code)] += entry.inlinetime
+    dearest = sorted(shares, key=shares.__getitem__, reverse=True)
+    return {name: 100 * shares[name] / sum(shares.values()) for name in dearest}
 
 
-def _whose(file: str, function: str) -> str:
-    """Say whose code a function is."""
-    path = Path(file)
+def _whose(code: CodeType | str) -> str:
+    """Say whose code a function is; one that is written in C is known by its name alone."""
+    path, name = (Path(), code) if isinstance(code, str) else (Path(code.co_filename), "")
     if path.is_relative_to(Path(xai_tasks.__file__).parent):
         return f"`{path.stem}`"
-    if {"aiohttp", "multidict", "yarl"} & set(path.parts) or re.search(r"aiohttp|multidict|yarl", function):
+    if {"aiohttp", "multidict", "yarl"} & set(path.parts) or re.search(r"aiohttp|multidict|yarl", name):
         return "aiohttp, multidict, yarl"
-    if "asyncio" in path.parts or re.search(r"socket|epoll|asyncio", function) or path.stem == "selectors":
+    if "asyncio" in path.parts or path.stem == "selectors" or re.search(r"socket|epoll|asyncio", name):
         return "asyncio and sockets"
     return "all other"
 
