@@ -163,7 +163,7 @@ async def test_an_outcome_comes_while_others_of_its_chunk_are_waited_for(server,
 async def test_a_straggler_holds_its_own_place_and_no_more(server, stream):
     ids = [server.add("slow", [("processing", None)]), *add(server, 100)]
 
-    async with stream(ids, chunk_size=2) as outcomes:
+    async with stream(ids, chunk_size=5) as outcomes:
         rest = [await anext(outcomes) for _ in range(100)]
 
     assert {outcome.task_id for outcome in rest} == set(ids[1:])
@@ -178,7 +178,7 @@ async def test_ids_are_pulled_as_there_is_room(server, stream):
             yield server.add(f"task-{number}")
 
     async with stream(endless(), chunk_size=3) as outcomes:
-        taken = [await anext(outcomes) for _ in range(100)]
+        taken = [await anext(outcomes) for _ in range(50)]
         await quiet(server)
 
         # Ten chunks on each of two workers, as many ready, and what a worker had ended when the reader fell behind.
@@ -551,7 +551,7 @@ async def test_limits_are_dealt_out_anew_as_workers_come_and_go(dask, server, st
 async def test_a_worker_that_comes_late_gets_its_part_of_the_ids(dask, server, stream, clients):
     ids = add(server, 200, ("processing", None))
 
-    async with stream(ids, chunk_size=10, rate_limit=9000) as outcomes:
+    async with stream(ids, chunk_size=10, rate_limit=9000, poll=PollPolicy()) as outcomes:
         reading = asyncio.create_task(collect(outcomes))
         await until(lambda: sum(client.stats.waiting for client in clients) == 200)
 
