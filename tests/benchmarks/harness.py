@@ -330,15 +330,20 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in rows:
-        bound = f"<= {row['at_most']:,g}" if row["at_most"] is not None else ""
-        if row["at_least"] is not None:
-            bound = f">= {row['at_least']:,g}"
-        verdict = {None: "", True: "reached", False: "**missed**"}[row["reached"]]
+        bound, verdict = reach(row)
         lines.append(
             f"| {row['what']} | {figure(row['median'])} {row['unit']} | {figure(row['low'])} to "
             f"{figure(row['high'])} | {row['rounds']} | {bound} | {verdict} |"
         )
     return "\n".join(lines)
+
+
+def reach(row: dict[str, Any]) -> tuple[str, str]:
+    """Give what a row was to reach, and whether it did."""
+    bound = f"<= {row['at_most']:,g}" if row["at_most"] is not None else ""
+    if row["at_least"] is not None:
+        bound = f">= {row['at_least']:,g}"
+    return bound, {None: "", True: "reached", False: "**missed**"}[row["reached"]]
 
 
 def figure(value: float) -> str:

@@ -66,12 +66,29 @@ def measure(name: str, arguments: list[str], results: Path) -> bool:
     return True
 
 
+def summarize(results: list[dict[str, Any]]) -> str:
+    """Give the rows of all benchmarks that were to reach something, as a table."""
+    lines = ["| benchmark | what | median | reach | |", "| --- | --- | ---: | ---: | --- |"]
+    for result in results:
+        for row in result["rows"]:
+            if row["reached"] is not None:
+                median = f"{harness.figure(row['median'])} {row['unit']}"
+                bound, verdict = harness.reach(row)
+                lines.append(f"| `{result['benchmark']}` | {row['what']} | {median} | {bound} | {verdict} |")
+    return "\n".join(lines)
+
+
 def write_tables(names: list[str], results: Path, page: Path) -> None:
-    """Put the results of `names` into the page."""
+    """Put the results of `names` into the page, and what all that are kept have reached."""
     text = page.read_text(encoding="utf-8")
+    kept = {}
+    for name in BENCHMARKS:
+        file = results / f"{name}.json"
+        if file.is_file():
+            kept[name] = json.loads(file.read_text(encoding="utf-8"))
     for name in names:
-        result = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
-        text = rewrite(text, name, render(result))
+        text = rewrite(text, name, render(kept[name]))
+    text = rewrite(text, "reach", summarize(list(kept.values())))
     page.write_text(text, encoding="utf-8")
 
 
