@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from email.utils import formatdate
 from pathlib import Path
@@ -186,12 +186,14 @@ def task_id(number: int) -> str:
 async def by_turns(works: Mapping[str, Callable[[], Awaitable[int]]], rounds: int) -> dict[str, list[float]]:
     """Give the microseconds of this process's CPU, user and system, per request, of each work in each round.
 
-    A work gives how many requests it has made. The order turns round with each round, and there is one before the
-    first, which warms up and is not counted.
+    A work gives how many requests it has made. Each comes first, last and between as often as any other, and there is a round
+    before the first, which warms up and is not counted.
     """
+    names = deque(works)
     figures: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
-        for name in works if number % 2 else reversed(list(works)):
+        names.rotate()
+        for name in list(names) if number % 2 else reversed(list(names)):
             gc.collect()  # nobody pays for another's garbage
             started = time.process_time()
             requests = await works[name]()
