@@ -42,17 +42,14 @@ class LineSink:
 
     """
 
-    __slots__ = ("_fd", "_is_file", "_name")
+    __slots__ = ("_fd", "_is_file", "_name", "is_terminal")
 
     def __init__(self, fd: int, name: str) -> None:
         self._fd = fd
         self._name = name
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
-
-    @property
-    def is_terminal(self) -> bool:
+        self.is_terminal: bool = os.isatty(fd)
         """Whether the lines appear on a terminal."""
-        return os.isatty(self._fd)
 
     async def write(self, line: bytes) -> None:
         """Write a line; cancelled, it is still written first.
