@@ -19,9 +19,6 @@ T = TypeVar("T")
 Bind = Callable[[], asyncio.AbstractEventLoop]
 """Gives the running loop, once it is sure that the client is open and belongs to it."""
 
-_TICK = 0.001
-"""Seconds within which ids count as pulled at the same moment, so that they can share one float of their deadline."""
-
 _SLICE = 100
 """Ids pulled, or outcomes taken, without a wait before others on the loop get a turn: a millisecond or so."""
 
@@ -213,6 +210,7 @@ class BulkFeed(Feed[Outcome]):
     __slots__ = (
         "_deadline",
         "_max_pending",
+        "_moment",
         "_policy",
         "_poller",
         "_puller",
@@ -220,7 +218,6 @@ class BulkFeed(Feed[Outcome]):
         "_room",
         "_source",
         "_source_ended",
-        "_tick_began",
         "_timeout",
         "failed",
         "pulled",
@@ -243,7 +240,7 @@ class BulkFeed(Feed[Outcome]):
         self._source = source
         self._policy = policy
         self._timeout = NEVER if timeout is None else timeout
-        self._deadline = self._tick_began = -NEVER
+        self._moment = self._deadline = -NEVER
         self._max_pending = max_pending
         self._refusals = refusals
         self._puller: asyncio.Task[None] | None = None
@@ -345,8 +342,8 @@ class BulkFeed(Feed[Outcome]):
             self._put(Outcome(repr(task_id), index, error=error))
             return
         now = asyncio.get_running_loop().time()
-        if now >= self._tick_began + _TICK:
-            self._tick_began, self._deadline = now, now + self._timeout
+        if self._moment is not (moment := self._poller.shared(now)):
+            self._moment, self._deadline = moment, moment + self._timeout
         place = _Place(self, index, self._deadline, self._timeout)
         self._poller.subscribe(str(task_id), self._policy, place)
 

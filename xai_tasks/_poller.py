@@ -39,7 +39,7 @@ _SLICE = 1000
 """Entries handled without a pause: 2 ms or so, after which others on the loop get a turn."""
 
 _TICK = 0.001
-"""Seconds within which polls count as made at the same moment, so that they can share one float of it."""
+"""Seconds within which events count as at the same moment, so that they can share one float of it."""
 
 
 class Poller:
@@ -121,7 +121,7 @@ class Poller:
             self._set_sweeper()
         entry = lane.entries.get(task_id)
         if entry is None:
-            entry = lane.entries[task_id] = Entry(task_id, lane, self._shared(now))
+            entry = lane.entries[task_id] = Entry(task_id, lane, self.shared(now))
             entry.add(subscriber)
             self.waiting += 1
             self._line_up(entry)
@@ -165,6 +165,12 @@ class Poller:
         """Give those for whom `whose` is true and whose id has not been looked at yet."""
         return {each for entry in self._entries() if not entry.polls for each in entry.all() if whose(each)}
 
+    def shared(self, now: float) -> float:
+        """Give one float for all moments within a tick: a float of its own costs 32 bytes, a million have as many."""
+        if now >= self._tick_began + _TICK:
+            self._tick_began = now
+        return self._tick_began
+
     async def aborted(self) -> None:
         """Return once all who leave have left, and no request is under way that nobody waits for any more."""
         while self._leaving or any(entry.subscribers is None for entry in self._in_flight):
@@ -190,12 +196,6 @@ class Poller:
 
     def _entries(self) -> list[Entry]:
         return [entry for lane in self._lanes.values() for entry in lane.entries.values()]
-
-    def _shared(self, now: float) -> float:
-        """Give one float for all moments within a tick: a float of its own costs 32 bytes, a million have as many."""
-        if now >= self._tick_began + _TICK:
-            self._tick_began = now
-        return self._tick_began
 
     def _rest(self, entry: Entry, poll_at: float) -> None:
         """Have the timer see to an entry when it is to be polled, or when a wait for it runs out before."""
@@ -385,7 +385,7 @@ class Poller:
         now = asyncio.get_running_loop().time()
         # What passed since the last poll; more than was slept, if a worker, the rate or a pause was waited for.
         gap = now - entry.polled_at if entry.polls else 0.0
-        entry.polled_at = self._shared(now)
+        entry.polled_at = self.shared(now)
         entry.polls += 1
         self._counters.polls += 1
         if isinstance(answer, Look):
