@@ -15,10 +15,10 @@ from typing import Any
 
 import baselines
 import harness
+import waiting_cost
 
-from xai_tasks import PollPolicy, TaskClient, wait_adaptive
+from xai_tasks import TaskClient
 
-_LONG = PollPolicy(wait=wait_adaptive(interval=3600, maximum=7200), timeout=86400)
 _WARM_UP = 1000
 _MB = 2**20
 
@@ -27,7 +27,7 @@ async def waiting(url: str, count: int) -> dict[str, Any]:
     """Give the bytes that each id in `as_completed` holds beside itself."""
     ids = harness.task_ids(count)
     async with TaskClient(
-        "made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=_LONG
+        "made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=waiting_cost.LONG
     ) as client:
         polled = await _until_polled(client, harness.task_ids(_WARM_UP, count), 0)
         before = harness.memory()

@@ -17,18 +17,18 @@ from typing import Any
 import harness
 import latency
 import tenacity
+import waiting_cost
 from multidict import CIMultiDict
 from yarl import URL
 
 import xai_tasks._poller
-from xai_tasks import PollPolicy, TaskClient, wait_adaptive
+from xai_tasks import TaskClient
 from xai_tasks._deadlines import Deadlines
 from xai_tasks._models import _json, parse_json
 
 _BASE = "http://127.0.0.1:8000/xai/tasks"
 _BODY = harness._ENDED % (harness.task_id(0).encode(),)
 _HEADERS = {"Accept": "application/json", "Authorization": "Bearer made-up-key", "User-Agent": "made-up"}
-_LONG = PollPolicy(wait=wait_adaptive(interval=3600, maximum=7200), timeout=86400)
 
 
 async def _answer() -> int:
@@ -128,7 +128,7 @@ async def leaving(url: str, count: int, at_once: bool) -> dict[str, Any]:
     if at_once:
         xai_tasks._poller._SLICE = count
     # A limit keeps polls out of it.
-    async with TaskClient("made-up-key", base_url=url, rate_limit=1, poll=_LONG) as client:
+    async with TaskClient("made-up-key", base_url=url, rate_limit=1, poll=waiting_cost.LONG) as client:
         stream = client.as_completed(harness.task_ids(count), max_pending=count)
         taker = asyncio.ensure_future(anext(stream))
         while client.stats.waiting < count:

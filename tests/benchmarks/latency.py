@@ -89,13 +89,15 @@ async def _blocks(work: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
     return {"longest": max(late) * 1000, "p99": percentile(late, 0.99) * 1000}
 
 
+def _client(url: str) -> TaskClient:
+    poll = PollPolicy(wait=wait_adaptive(interval=30), timeout=None)
+    return TaskClient("made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=poll)
+
+
 async def waiting(url: str, count: int, seconds: float) -> dict[str, Any]:
     """Give the loop's blocks in milliseconds: `count` ids enter `as_completed`, are polled for `seconds`, and leave."""
-    poll = PollPolicy(wait=wait_adaptive(interval=30), timeout=None)
     ids = harness.task_ids(count)
-    async with TaskClient(
-        "made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=poll
-    ) as client:
+    async with _client(url) as client:
 
         async def work() -> None:
             async with client.as_completed(ids, max_pending=count) as stream:
@@ -132,9 +134,8 @@ async def collections(url: str, count: int, seconds: float, setting: str) -> dic
     if setting == "threshold":
         gc.set_threshold(700, 10, 1000)
     gc.callbacks.append(watch)
-    poll = PollPolicy(wait=wait_adaptive(interval=30), timeout=None)
     async with (
-        TaskClient("made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=poll) as client,
+        _client(url) as client,
         client.as_completed(harness.task_ids(count), max_pending=count) as stream,
     ):
         taker = asyncio.ensure_future(anext(stream))
@@ -154,10 +155,7 @@ async def collections(url: str, count: int, seconds: float, setting: str) -> dic
 
 async def gathered(url: str, count: int, seconds: float) -> dict[str, Any]:
     """Give the same for `count` calls of `wait`, begun 100 at a time as requests come in, and cancelled so."""
-    poll = PollPolicy(wait=wait_adaptive(interval=30), timeout=None)
-    async with TaskClient(
-        "made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=poll
-    ) as client:
+    async with _client(url) as client:
 
         async def work() -> None:
             waits = []

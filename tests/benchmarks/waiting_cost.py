@@ -19,7 +19,9 @@ import harness
 
 from xai_tasks import PollPolicy, TaskClient, wait_adaptive
 
-_LONG = PollPolicy(wait=wait_adaptive(interval=3600, maximum=7200), timeout=86400)
+LONG = PollPolicy(wait=wait_adaptive(interval=3600, maximum=7200), timeout=86400)
+"""So seldom that each id is polled once while it is measured."""
+
 _WARM_UP = 1000
 
 Start = Callable[[TaskClient, list[str]], "asyncio.Future[Any]"]
@@ -55,7 +57,7 @@ async def _cost(url: str, count: int, what: str, start: Start) -> dict[str, Any]
 
 async def _set_up(url: str, ids: list[str], start: Start) -> float:
     """Give the CPU for each id until all are in rotation; a rate limit keeps polls out of it."""
-    async with TaskClient("made-up-key", base_url=url, rate_limit=1, poll=_LONG) as client:
+    async with TaskClient("made-up-key", base_url=url, rate_limit=1, poll=LONG) as client:
         begun = time.process_time()
         waits = start(client, ids)
         while client.stats.waiting < len(ids):
@@ -68,7 +70,7 @@ async def _set_up(url: str, ids: list[str], start: Start) -> float:
 async def _memory(url: str, ids: list[str], start: Start) -> float:
     """Give the memory for each id once all have been polled."""
     async with TaskClient(
-        "made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=_LONG
+        "made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=LONG
     ) as client:
         before = harness.memory()
         waits = start(client, ids)
