@@ -26,7 +26,7 @@ class Deadlines:
     def start(self) -> asyncio.Task[Any]:
         """Begin to count for the current task, which has to `stop` when the request is over."""
         loop = asyncio.get_running_loop()
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        task = cast("asyncio.Task[Any]", asyncio.current_task(loop))
         due = loop.time() + self._seconds
         self._running[task] = (due, task.cancelling())
         if self._timer is None:

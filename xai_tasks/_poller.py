@@ -125,7 +125,7 @@ class Poller:
             entry.add(subscriber)
             self.waiting += 1
             self._line_up(entry)
-            self._dispatch()
+            self._dispatch(now)
         else:
             entry.add(subscriber)
             if entry.due == NEVER:
@@ -211,10 +211,10 @@ class Poller:
         self._line.append(entry)
         self._cut = min(self._cut, entry.deadline)
 
-    def _next(self) -> Entry | None:
+    def _next(self, now: float) -> Entry | None:
         """Take the entry that is first in the line, or else due."""
         if not self._line:
-            self._collect()
+            self._collect(now)
         while self._line:
             entry = self._line.popleft()
             if entry.subscribers is not None:
@@ -222,9 +222,8 @@ class Poller:
             self._leftovers -= 1
         return None
 
-    def _collect(self) -> None:
+    def _collect(self, now: float) -> None:
         """Move what is due from the heap into the line, a slice at most, and end the waits whose time has run out."""
-        now = asyncio.get_running_loop().time()
         heap = self._heap
         for _ in range(_SLICE):
             if not heap or heap[0] > now:
@@ -316,25 +315,22 @@ class Poller:
 
     def _tick(self) -> None:
         self._timer = None
-        self._collect()
-        self._dispatch()
+        now = asyncio.get_running_loop().time()
+        self._collect(now)
+        self._dispatch(now)
         self._set_timer()
 
-    def _dispatch(self) -> None:
+    def _dispatch(self, now: float) -> None:
         """Give those in line a worker each, as far as there are any."""
         while self._line and len(self._workers) < self._max_workers:
-            entry = self._next()
+            entry = self._next(now)
             if entry is None:
                 return
             # A context of its own: that of whoever happened to wait first is none of the others' business.
             worker = asyncio.get_running_loop().create_task(self._work(entry), context=contextvars.Context())
             self._workers.add(worker)
             worker.add_done_callback(self._worker_ended)
-            self._take_off(entry, worker)
-
-    def _take_off(self, entry: Entry, worker: asyncio.Task[None]) -> None:
-        self._in_flight[entry] = worker
-        self._cut = min(self._cut, entry.deadline)
+            self._in_flight[entry] = worker
 
     def _land(self, entry: Entry) -> None:
         self._in_flight.pop(entry, None)
@@ -348,6 +344,7 @@ class Poller:
     async def _work(self, entry: Entry) -> None:
         """Poll `entry` and then whatever is due, until nothing is."""
         worker = cast("asyncio.Task[None]", asyncio.current_task())
+        clock = asyncio.get_running_loop().time
         following: Entry | None = entry
         while following is not None:
             entry = following
@@ -359,54 +356,57 @@ class Poller:
                     raise  # by somebody else, and not only because everybody left
             except Exception as error:  # noqa: BLE001 -- a key function may raise anything; a subscriber must hear of it
                 answer = error
+            now = clock()
             self._land(entry)
             if entry.subscribers is not None and answer is not None:
-                self._step(entry, answer)
-            following = self._next()
+                self._step(entry, answer, now)
+            following = self._next(now)
             if following is not None:
-                self._take_off(following, worker)
-            self._dispatch()
+                self._in_flight[following] = worker
+            self._dispatch(now)
             self._set_timer()
 
     def _worker_ended(self, worker: asyncio.Task[None]) -> None:
         self._workers.discard(worker)
+        now = asyncio.get_running_loop().time()
         for entry in [entry for entry, by in self._in_flight.items() if by is worker]:
             # Cancelled before its first step, or by somebody else.
             self._land(entry)
             if entry.subscribers is not None:
-                self._rest(entry, asyncio.get_running_loop().time())
-        self._dispatch()
+                self._rest(entry, now)
+        self._dispatch(now)
         self._set_timer()
 
     # What an answer means.
 
-    def _step(self, entry: Entry, answer: Look | Exception) -> None:
+    def _step(self, entry: Entry, answer: Look | Exception, now: float) -> None:
         """Do what follows from an answer: end the wait, or let the wait strategy say when the next poll is."""
-        now = asyncio.get_running_loop().time()
         # What passed since the last poll; more than was slept, if a worker, the rate or a pause was waited for.
         gap = now - entry.polled_at if entry.polls else 0.0
         entry.polled_at = self.shared(now)
         entry.polls += 1
         self._counters.polls += 1
+        lane = entry.lane
         if isinstance(answer, Look):
+            task = answer.task
             entry.answered()
-            if answer.task.done:
+            if task.done:
                 waited = now - entry.started if entry.polls > 1 else 0.0
-                for learner in entry.lane.learners:
-                    learner.observe(answer.task, waited=waited, gap=gap)
-                self._end(entry, answer.task, None)
+                for learner in lane.learners:
+                    learner.observe(task, waited=waited, gap=gap)
+                self._end(entry, task, None)
                 return
         elif self._is_final(entry, answer, now):
             self._end(entry, None, answer)
             return
         try:
-            seconds = float(entry.lane.policy.wait(PollState(entry, now, answer, gap)))
+            seconds = float(lane.policy.wait(PollState(entry, now, answer, gap)))
             if not math.isfinite(seconds):
                 raise ValueError(f"the wait strategy of the poll policy gave {seconds} seconds")
         except Exception as error:  # noqa: BLE001 -- a strategy of the user's may raise anything
             self._end(entry, None, error)
             return
-        self._lay_down(entry, answer, now, seconds)
+        self._lay_down(entry, answer, now, max(0.0, seconds))
 
     def _is_final(self, entry: Entry, error: Exception, now: float) -> bool:
         """Tell whether a failed poll ends the wait."""
@@ -416,21 +416,15 @@ class Poller:
 
     def _lay_down(self, entry: Entry, answer: Look | Exception, now: float, seconds: float) -> None:
         """Lay an entry down until its next poll."""
-        seconds = max(0.0, seconds)
+        task: TaskResult | None = None
         if isinstance(answer, Look):
+            task = answer.task
+            entry.body = answer.body
             if answer.retry_after is not None:
                 seconds = max(seconds, min(answer.retry_after, self._max_pause))
-            entry.body = answer.body
         self._rest(entry, now + seconds)
-        task = answer.task if isinstance(answer, Look) else None
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug(
-                "polled task %r: %s; next poll in %.3g s",
-                printable(entry.task_id),
-                answer if task is None else task.status.value,
-                seconds,
-                extra={"task_id": entry.task_id, "seconds": seconds},
-            )
+            _log_poll(entry, answer, seconds)
         for subscriber in entry.all():
             subscriber.looked(task)
 
@@ -481,3 +475,13 @@ class Poller:
         """Say when an outage, if there is one, will have lasted too long for a policy."""
         since, limit = self._throttle.outage.since, lane.policy.max_outage
         return NEVER if since is None or limit is None else since + limit
+
+
+def _log_poll(entry: Entry, answer: Look | Exception, seconds: float) -> None:
+    logger.debug(
+        "polled task %r: %s; next poll in %.3g s",
+        printable(entry.task_id),
+        answer.task.status.value if isinstance(answer, Look) else answer,
+        seconds,
+        extra={"task_id": entry.task_id, "seconds": seconds},
+    )
