@@ -19,8 +19,8 @@ from xai_tasks import (
     TaskStatus,
 )
 from xai_tasks._errors import status_error_class
+from xai_tasks._http.transport import Response
 from xai_tasks._models import decode_task
-from xai_tasks._transport import Look
 
 ENDS = {status.value for status in TaskStatus} & {"completed", "failed", "cancelled", "timeout"}
 
@@ -80,10 +80,10 @@ def body(task_id, status, **fields):
     return json.dumps({"taskId": task_id, "status": status, **fields}).encode()
 
 
-def look(task_id, status, *, retry_after=None, server_time=None, **fields):
+def response(task_id, status, *, retry_after=None, server_time=None, **fields):
     """Build the good answer that tells of `status`."""
     data = body(task_id, status, **fields)
-    return Look(decode_task(data), data, server_time, retry_after)
+    return Response(decode_task(data), data, server_time, retry_after)
 
 
 def status(code, retry_after=None, message=None):
@@ -117,7 +117,7 @@ def stalled(task_id):
 
 def says(word, **fields):
     """Make a fault that is none: a good answer that tells of the status `word`."""
-    return lambda task_id: look(task_id, word, **fields)
+    return lambda task_id: response(task_id, word, **fields)
 
 
 @define(eq=False)
@@ -207,14 +207,14 @@ class FakeTransport:
         if task_id not in self._tasks:
             if self.default is None:
                 return NotFoundError("HTTP 404", task_id=task_id, status_code=404)
-            return look(task_id, self.default)
+            return response(task_id, self.default)
         left, steps, end, fields = self._tasks[task_id]
         left = asyncio.get_running_loop().time() - left
         for word, seconds in steps:
             if left < seconds:
-                return look(task_id, word)
+                return response(task_id, word)
             left -= seconds
-        return look(task_id, end, **fields)
+        return response(task_id, end, **fields)
 
     async def _travel(self, seconds):
         closing = asyncio.get_running_loop().create_future()
@@ -230,7 +230,7 @@ class FakeTransport:
 def client_over(transport, **options):
     """Build a real client whose requests go to `transport`."""
     client = TaskClient(options.pop("api_key", "test-key"), **options)
-    client._transport = client._retrying._transport = transport
+    client._transport = client._fetcher._transport = transport
     return client
 
 

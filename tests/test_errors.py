@@ -34,7 +34,7 @@ from xai_tasks import (
     WaitTimeoutError,
     XaiTasksError,
 )
-from xai_tasks._errors import is_passing, printable, status_error_class
+from xai_tasks._errors import is_transient, printable, status_error_class
 
 FAILED = TaskResult(
     "a",
@@ -273,11 +273,13 @@ def test_each_status_has_its_class(status, cls):
 def test_only_some_statuses_pass_by_themselves(status, passing):
     error = status_error_class(status)("HTTP", task_id="a", status_code=status)
 
-    assert is_passing(error) is passing
+    assert is_transient(error) is passing
 
 
 def test_connection_faults_timeouts_and_malformed_answers_pass_by_themselves():
-    passing = [type(error) for error in ERRORS if is_passing(error) and not isinstance(error, APIStatusError)]
+    passing = [
+        type(error) for error in ERRORS if is_transient(error) and not isinstance(error, APIStatusError)
+    ]
 
     assert passing == [APIConnectionError, APITimeoutError, APIResponseValidationError]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from xai_tasks._adaptive import wait_adaptive
 from xai_tasks._client import TaskClient
 from xai_tasks._errors import (
     APIConnectionError,
@@ -27,6 +26,7 @@ from xai_tasks._errors import (
     WaitTimeoutError,
     XaiTasksError,
 )
+from xai_tasks._learning.adaptive import wait_adaptive
 from xai_tasks._models import ClientStats, Outcome, TaskResult, TaskStatus
 from xai_tasks._policies import PollPolicy, RetryPolicy
 from xai_tasks._streams import OutcomeStream

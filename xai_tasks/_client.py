@@ -8,17 +8,17 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypeVar, cast, overload
 
-from xai_tasks._credentials import Credentials
-from xai_tasks._entries import Entry, Subscriber
 from xai_tasks._errors import ClientClosedError, TaskError, XaiTasksError
-from xai_tasks._feeds import check_one_of_many, check_task_id
+from xai_tasks._http.credentials import Credentials
+from xai_tasks._http.transport import DEFAULT_BASE_URL, Transport, check_base_url
+from xai_tasks._limits.retrying import Counters, RetryingFetcher
+from xai_tasks._limits.throttle import Throttle
 from xai_tasks._models import ClientStats, TaskResult, task_error
 from xai_tasks._policies import PollPolicy, RetryPolicy, check_count, check_seconds
-from xai_tasks._poller import Poller
-from xai_tasks._retrying import Counters, Retrying
+from xai_tasks._polling.entries import Entry, Subscriber
+from xai_tasks._polling.poller import Poller
+from xai_tasks._polling.producers import check_one_of_many, check_task_id
 from xai_tasks._streams import OutcomeStream, Watch
-from xai_tasks._throttle import Throttle
-from xai_tasks._transport import DEFAULT_BASE_URL, Transport, check_base_url
 
 if TYPE_CHECKING:
     import aiohttp
@@ -50,7 +50,7 @@ class _Waiter(Subscriber):
         # Errors are a result here: as an exception, one that nobody comes to fetch would be complained of.
         self.future: asyncio.Future[TaskResult | Exception] = loop.create_future()
 
-    def ended(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
+    def on_end(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
         if not self.future.done():
             self.future.set_result(cast("TaskResult | Exception", task if error is None else error))
 
@@ -90,10 +90,10 @@ class TaskClient:
         "_base_url",
         "_closed",
         "_counters",
+        "_fetcher",
         "_loop",
         "_poll",
         "_poller",
-        "_retrying",
         "_throttle",
         "_transport",
     )
@@ -140,9 +140,9 @@ class TaskClient:
             user_agent=user_agent,
         )
         self._throttle = Throttle(max_concurrency, rate_limit)
-        self._retrying = Retrying(self._transport, self._throttle, credentials, retry, self._counters)
+        self._fetcher = RetryingFetcher(self._transport, self._throttle, credentials, retry, self._counters)
         self._poller = Poller(
-            self._retrying,
+            self._fetcher,
             self._throttle,
             self._counters,
             max_workers=max_concurrency,
@@ -185,7 +185,7 @@ class TaskClient:
         """
         check_task_id(task_id)
         self._bind()
-        return (await self._retrying.look(task_id)).task
+        return (await self._fetcher.fetch(task_id)).task
 
     async def wait(
         self,
@@ -386,7 +386,7 @@ class TaskClient:
         self._check_loop()
         self._closed = True
         self._throttle.close()
-        self._retrying.close()
+        self._fetcher.close()
         await self._poller.close()
         await self._transport.close()
 

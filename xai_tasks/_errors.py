@@ -288,7 +288,7 @@ def status_error_class(status: int) -> type[APIStatusError]:
     return _BY_STATUS.get(status, ServerError if status >= 500 else APIStatusError)
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Tell whether a fault may pass by itself, so that a wait outlives it.
 
     Connection faults, timeouts, 408, 429, 5xx and malformed answers pass; a redirect and every other 4xx don't.

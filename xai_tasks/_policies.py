@@ -9,7 +9,7 @@ from typing import Any
 from attrs import Attribute, field, frozen
 from tenacity import RetryCallState, stop_after_attempt, wait_random_exponential
 
-from xai_tasks._adaptive import wait_adaptive
+from xai_tasks._learning.adaptive import wait_adaptive
 
 WaitStrategy = Callable[[RetryCallState], float]
 """A tenacity wait strategy: seconds to sleep, from the state of the attempts so far."""
@@ -110,5 +110,5 @@ class PollPolicy:
     timeout: float | None = field(default=600.0, validator=_seconds_or_none)
     """Seconds that a wait may take where the call names none; None: no limit."""
     max_outage: float | None = field(default=300.0, validator=_seconds_or_none)
-    """Seconds on end for which polls may fail with passing faults before a wait ends with the last of them;
+    """Seconds on end for which polls may fail with transient errors before a wait ends with the last of them;
     0: at the first failed poll, None: no limit."""

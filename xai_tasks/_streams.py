@@ -6,10 +6,10 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Generic, Self, TypeVar
 
 from xai_tasks._errors import AuthenticationError, PermissionDeniedError
-from xai_tasks._feeds import Bind, BulkFeed, Feed, WatchFeed
 from xai_tasks._models import Outcome, TaskResult
 from xai_tasks._policies import PollPolicy
-from xai_tasks._poller import Poller
+from xai_tasks._polling.poller import Poller
+from xai_tasks._polling.producers import Bind, BulkProducer, Producer, WatchProducer
 
 T = TypeVar("T")
 
@@ -20,17 +20,17 @@ class _Stream(Generic[T]):
     No async generator, since those can't clean up on `break`.
     """
 
-    __slots__ = ("__weakref__", "_feed", "_poller")
+    __slots__ = ("__weakref__", "_poller", "_producer")
 
-    def __init__(self, feed: Feed[T], poller: Poller) -> None:
-        self._feed = feed
+    def __init__(self, producer: Producer[T], poller: Poller) -> None:
+        self._producer = producer
         self._poller = poller
 
     def __aiter__(self) -> AsyncIterator[T]:
         return _Loop(self)
 
     async def __anext__(self) -> T:
-        return await self._feed.next()
+        return await self._producer.next()
 
     async def __aenter__(self) -> Self:
         return self
@@ -40,8 +40,8 @@ class _Stream(Generic[T]):
 
     async def aclose(self) -> None:
         """Give up what is still waited for; return once no request is under way for it. Twice is fine."""
-        self._feed.stop()
-        await self._feed.settled()
+        self._producer.stop()
+        await self._producer.settled()
         await self._poller.aborted()
 
     def __del__(self) -> None:
@@ -49,9 +49,14 @@ class _Stream(Generic[T]):
 
     def _abandon(self) -> None:
         """Give up from wherever the garbage collector happens to run."""
-        feed = getattr(self, "_feed", None)
-        if feed is not None and feed.loop is not None and not feed.stopped and not feed.loop.is_closed():
-            feed.loop.call_soon_threadsafe(feed.stop)
+        producer = getattr(self, "_producer", None)
+        if (
+            producer is not None
+            and producer.loop is not None
+            and not producer.stopped
+            and not producer.loop.is_closed()
+        ):
+            producer.loop.call_soon_threadsafe(producer.stop)
 
 
 class _Loop(Generic[T]):
@@ -93,7 +98,7 @@ class Watch(_Stream[TaskResult]):
         policy: PollPolicy,
         timeout: float | None,
     ) -> None:
-        super().__init__(WatchFeed(poller, bind, task_id, policy, timeout), poller)
+        super().__init__(WatchProducer(poller, bind, task_id, policy, timeout), poller)
 
 
 class OutcomeStream(_Stream[Outcome]):
@@ -120,7 +125,7 @@ class OutcomeStream(_Stream[Outcome]):
         max_pending: int,
         refusals: tuple[type[Exception], ...] = (AuthenticationError, PermissionDeniedError),
     ) -> None:
-        self._bulk = BulkFeed(poller, bind, task_ids, policy, timeout, max_pending, refusals)
+        self._bulk = BulkProducer(poller, bind, task_ids, policy, timeout, max_pending, refusals)
         super().__init__(self._bulk, poller)
 
     @property

@@ -28,7 +28,7 @@ from rate_simulation import (  # noqa: E402 -- beside the tests that share it
     simulate,
 )
 
-from xai_tasks._rate_finder import RateFinder  # noqa: E402 -- what is drawn, without a client around it
+from xai_tasks._limits.rate_finder import RateFinder  # noqa: E402 -- what is drawn, without a client around it
 
 STATIC = ROOT / "docs" / "_static"
 SEED = 3

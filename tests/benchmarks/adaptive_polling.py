@@ -21,7 +21,7 @@ from tenacity import wait_exponential, wait_fixed
 from tenacity.wait import wait_base
 
 from xai_tasks import PollPolicy, TaskClient, wait_adaptive
-from xai_tasks._planning import Curve, LifeTable, Limits, Plan
+from xai_tasks._learning.plan import Curve, LifeTable, Limits, Plan
 from xai_tasks.testing import TaskServer
 
 SEED = 2026

@@ -21,9 +21,9 @@ import waiting_cost
 from multidict import CIMultiDict
 from yarl import URL
 
-import xai_tasks._poller
+import xai_tasks._polling.poller
 from xai_tasks import TaskClient
-from xai_tasks._deadlines import Deadlines
+from xai_tasks._http.request_timeout import Deadlines
 from xai_tasks._models import _json, parse_json
 
 _BASE = "http://127.0.0.1:8000/xai/tasks"
@@ -126,7 +126,7 @@ async def _cost(way: Callable[[], Awaitable[Any]], count: int) -> float:
 async def leaving(url: str, count: int, at_once: bool) -> dict[str, Any]:
     """Give the longest block of the loop, in milliseconds, while a stream of `count` ids is closed."""
     if at_once:
-        xai_tasks._poller._SLICE = count
+        xai_tasks._polling.poller._SLICE = count
     # A limit keeps polls out of it.
     async with TaskClient("made-up-key", base_url=url, rate_limit=1, poll=waiting_cost.LONG) as client:
         stream = client.as_completed(harness.task_ids(count), max_pending=count)

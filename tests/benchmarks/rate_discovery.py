@@ -19,7 +19,7 @@ from typing import Any
 import baselines
 import harness
 
-import xai_tasks._throttle
+import xai_tasks._limits.throttle
 from xai_tasks import TaskClient
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -76,13 +76,13 @@ async def found(url: str, count: int, limit: dict[str, float]) -> dict[str, Any]
 
 async def aimd(url: str, count: int, limit: dict[str, float]) -> dict[str, Any]:
     """Wait for `count` ids with AIMD."""
-    xai_tasks._throttle.RateFinder = AIMD
+    xai_tasks._limits.throttle.RateFinder = AIMD
     return await found(url, count, limit)
 
 
 async def told(url: str, count: int, limit: dict[str, float]) -> dict[str, Any]:
     """Wait for `count` ids with the limit known."""
-    xai_tasks._throttle.RateFinder = functools.partial(Told, **limit)
+    xai_tasks._limits.throttle.RateFinder = functools.partial(Told, **limit)
     return await found(url, count, limit)
 
 

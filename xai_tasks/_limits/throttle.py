@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import cast
 
 from xai_tasks._errors import APIError, ClientClosedError
-from xai_tasks._outage import Outage
-from xai_tasks._rate_finder import RateFinder
+from xai_tasks._limits.outage import Outage
+from xai_tasks._limits.rate_finder import RateFinder
 
 logger = logging.getLogger("xai_tasks")
 
@@ -153,7 +153,7 @@ class Throttle:
         self._end_outage(now)
 
     def failed(self, error: APIError, now: float, *, probe: bool) -> None:
-        """Note a passing fault other than 429."""
+        """Note a transient error other than 429."""
         if self.outage.failed(error, now, probe=probe):
             logger.warning(
                 "an outage has begun: polls stop but for one probe at a time; last error: %s",

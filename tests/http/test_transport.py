@@ -37,9 +37,9 @@ from xai_tasks import (
     TaskStatus,
     __version__,
 )
-from xai_tasks._credentials import Credentials
 from xai_tasks._errors import printable
-from xai_tasks._transport import Transport, check_base_url
+from xai_tasks._http.credentials import Credentials
+from xai_tasks._http.transport import Transport, check_base_url
 
 KEY = "sk-test-0123456789"
 PENDING = b'{"taskId": "a", "status": "pending"}'

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import tenacity
 
-from xai_tasks._adaptive import wait_adaptive
 from xai_tasks._errors import APIError
+from xai_tasks._http.transport import Response
+from xai_tasks._learning.adaptive import wait_adaptive
 from xai_tasks._models import TaskResult, decode_task
 from xai_tasks._policies import PollPolicy, WaitStrategy
-from xai_tasks._transport import Look
 
 NEVER = math.inf
 
@@ -33,11 +33,11 @@ class Subscriber(ABC):
         self.timeout = NEVER if timeout is None else timeout
         self.deadline = now + self.timeout
 
-    def looked(self, task: TaskResult | None) -> None:  # noqa: B027 -- most have nothing to do
+    def on_poll(self, task: TaskResult | None) -> None:  # noqa: B027 -- most have nothing to do
         """Hear of each poll after which the wait goes on; None if it failed."""
 
     @abstractmethod
-    def ended(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
+    def on_end(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
         """Hear, once, how it ended: the ended task, or the error that ended the wait."""
 
 
@@ -64,7 +64,7 @@ class Entry:
         "body",
         "due",
         "failures",
-        "lane",
+        "group",
         "poll_at",
         "polled_at",
         "polls",
@@ -73,9 +73,9 @@ class Entry:
         "task_id",
     )
 
-    def __init__(self, task_id: str, lane: Lane, now: float) -> None:
+    def __init__(self, task_id: str, group: PolicyGroup, now: float) -> None:
         self.task_id: str = task_id
-        self.lane: Lane = lane
+        self.group: PolicyGroup = group
         self.subscribers: dict[Subscriber, None] | Subscriber | None = None
         """One alone, as in bulk, goes without a dict."""
         self.polls: int = 0
@@ -155,10 +155,10 @@ class PollState(tenacity.RetryCallState):
     """Unix seconds, by the server's clock, of the last answer; `wait_adaptive` tells a task's age by it."""
     _outcome: tenacity.Future | None
 
-    def __init__(self, entry: Entry, now: float, answer: Look | Exception, gap: float) -> None:
-        super().__init__(entry.lane.tenacity, fn=None, args=(entry.task_id,), kwargs={})
+    def __init__(self, entry: Entry, now: float, answer: Response | Exception, gap: float) -> None:
+        super().__init__(entry.group.tenacity, fn=None, args=(entry.task_id,), kwargs={})
         self._answer = answer
-        if isinstance(answer, Look):
+        if isinstance(answer, Response):
             self.found, self.server_time = answer.task, answer.server_time
         else:
             self.found = self.server_time = None
@@ -182,7 +182,7 @@ class PollState(tenacity.RetryCallState):
         self._outcome = outcome
 
 
-class Lane:
+class PolicyGroup:
     """The entries under one policy."""
 
     __slots__ = ("entries", "learners", "policy", "tenacity")

@@ -6,7 +6,7 @@ import pytest
 from fakes import refused
 
 from xai_tasks import APIConnectionError
-from xai_tasks._outage import Outage
+from xai_tasks._limits.outage import Outage
 
 
 def failing(outage, times, now=0.0):

@@ -15,9 +15,6 @@ from attrs import define, field, frozen
 from multidict import CIMultiDict
 from yarl import URL
 
-from xai_tasks._answers import HINTS, excerpt, explain, parse_date, parse_retry_after
-from xai_tasks._credentials import Credentials, Redactor
-from xai_tasks._deadlines import Deadlines
 from xai_tasks._errors import (
     APIConnectionError,
     APIError,
@@ -29,6 +26,10 @@ from xai_tasks._errors import (
     printable,
     status_error_class,
 )
+from xai_tasks._http.credentials import Credentials, Redactor
+from xai_tasks._http.hints import parse_date, parse_retry_after
+from xai_tasks._http.request_timeout import RequestTimeout
+from xai_tasks._http.responses import HINTS, excerpt, explain
 from xai_tasks._models import TaskResult, decode_task
 from xai_tasks._version import __version__
 
@@ -38,11 +39,11 @@ _MAX_ERROR_BYTES = 64 * 2**10
 """How much of an error's body is read: far more than any message, far less than a hostile body."""
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
-"""aiohttp's own clocks overrun and miss a drip; `Deadlines` around the whole request does neither."""
+"""aiohttp's own clocks overrun and miss a drip; `RequestTimeout` around the whole request does neither."""
 
 
 @define
-class Look:
+class Response:
     """One good answer: the task, and what the answer says beside it."""
 
     task: TaskResult
@@ -54,7 +55,7 @@ class Look:
 
 
 @frozen
-class _Signature:
+class _RequestTemplate:
     """What one key makes of a request, and what keeps it out of what we tell of the answer.
 
     Its `repr` shows neither, and neither do printers of tracebacks that read attrs fields one by one, as rich does.
@@ -73,8 +74,8 @@ class Transport:
         "_build_url",
         "_credentials",
         "_date",
-        "_deadlines",
         "_max_bytes",
+        "_request_timeouts",
         "_session",
         "_signature",
         "_timeout",
@@ -117,11 +118,11 @@ class Transport:
         self._session = session
         self._borrowed = session is not None
         self._timeout = request_timeout
-        self._deadlines = Deadlines(request_timeout)
+        self._request_timeouts = RequestTimeout(request_timeout)
         self._max_bytes = max_bytes
         own = f"xai-tasks/{__version__} aiohttp/{aiohttp.__version__} Python/{platform.python_version()}"
         self._agent = f"{user_agent} {own}" if user_agent else own
-        self._signature = _Signature({}, Redactor(None))
+        self._signature = _RequestTemplate({}, Redactor(None))
         self._version = -1
         self._date: tuple[str, float | None] = ("", None)
         self.closed: bool = False
@@ -132,7 +133,7 @@ class Transport:
         if self._session is not None and not self._borrowed:
             await self._session.close()
 
-    async def fetch(self, task_id: str) -> Look:
+    async def fetch(self, task_id: str) -> Response:
         """Ask for one task, once, with the newest key that `Credentials` has.
 
         Raises:
@@ -144,11 +145,11 @@ class Transport:
         url = self._url(task_id)
         session, signature = self._ready()
         failure: BaseException
-        request = self._deadlines.start()
+        request = self._request_timeouts.start()
         try:
             look = await self._exchange(session, signature, url, task_id)
         except BaseException as error:  # noqa: BLE001 -- also cancellation, Ctrl-C: raised again below
-            late = self._deadlines.stop(request)
+            late = self._request_timeouts.stop(request)
             if late and isinstance(error, asyncio.CancelledError):
                 failure = APITimeoutError(f"no whole answer within {self._timeout:g} s", task_id=task_id)
             elif isinstance(error, APIError) or not isinstance(error, Exception):
@@ -156,7 +157,7 @@ class Transport:
             else:
                 failure = self._translate(error, signature.redactor, task_id)
         else:
-            self._deadlines.stop(request)
+            self._request_timeouts.stop(request)
             return look
         # Frames of aiohttp hold the key: nothing that leaves here may lead to them.
         failure.__cause__ = failure.__context__ = None
@@ -175,7 +176,7 @@ class Transport:
             return self._build_url(query_string=query)
         raise InvalidTaskIdError(f"task id {printable(task_id)!r} holds a lone surrogate and can't be sent")
 
-    def _ready(self) -> tuple[aiohttp.ClientSession, _Signature]:
+    def _ready(self) -> tuple[aiohttp.ClientSession, _RequestTemplate]:
         """Give the session, and what the newest key makes of a request."""
         if self.closed:
             raise ClientClosedError("the client is closed")
@@ -186,7 +187,7 @@ class Transport:
         if self._version != self._credentials.version:
             self._version = self._credentials.version
             redactor = Redactor(self._credentials.key)
-            self._signature = _Signature(self._request_options(self._session), redactor)
+            self._signature = _RequestTemplate(self._request_options(self._session), redactor)
         return self._session, self._signature
 
     def _request_options(self, session: aiohttp.ClientSession) -> dict[str, Any]:
@@ -220,8 +221,8 @@ class Transport:
         return options
 
     async def _exchange(
-        self, session: aiohttp.ClientSession, signature: _Signature, url: URL, task_id: str
-    ) -> Look:
+        self, session: aiohttp.ClientSession, signature: _RequestTemplate, url: URL, task_id: str
+    ) -> Response:
         redactor = signature.redactor
         response = await session.get(url, **signature.options)
         try:
@@ -247,7 +248,7 @@ class Transport:
                 )
             headers = response.headers
             server_time = self._server_time(headers)
-            return Look(task, body, server_time, parse_retry_after(headers, server_time))
+            return Response(task, body, server_time, parse_retry_after(headers, server_time))
         finally:
             if not response.content.is_eof():
                 response.close()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xai_tasks import ClientClosedError
-from xai_tasks._throttle import Bucket, Throttle
+from xai_tasks._limits.throttle import Bucket, Throttle
 
 pytestmark = pytest.mark.fake_clock
 

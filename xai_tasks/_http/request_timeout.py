@@ -6,7 +6,7 @@ import asyncio
 from typing import Any, cast
 
 
-class Deadlines:
+class RequestTimeout:
     """Does for all requests under way what `asyncio.timeout` does for one, with a single timer.
 
     A timer for each request would cost as much as 4 % of the request. Since all may take equally long, they run out

@@ -4,14 +4,14 @@ import asyncio
 
 import pytest
 
-from xai_tasks._deadlines import Deadlines
+from xai_tasks._http.request_timeout import RequestTimeout
 
 pytestmark = pytest.mark.fake_clock
 
 
 @pytest.fixture
 def deadlines():
-    return Deadlines(10)
+    return RequestTimeout(10)
 
 
 def now():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xai_tasks._answers import parse_retry_after
+from xai_tasks._http.hints import parse_retry_after
 
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 

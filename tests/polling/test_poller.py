@@ -34,7 +34,7 @@ from xai_tasks import (
     WaitTimeoutError,
     wait_adaptive,
 )
-from xai_tasks._entries import Subscriber
+from xai_tasks._polling.entries import Subscriber
 
 pytestmark = pytest.mark.fake_clock
 
@@ -48,7 +48,7 @@ class Told(Subscriber):
         super().__init__(now(), timeout)
         self.heard = []
 
-    def ended(self, task_id, task, error):
+    def on_end(self, task_id, task, error):
         self.heard.append(error or task.status)
 
 

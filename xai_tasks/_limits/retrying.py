@@ -1,4 +1,4 @@
-"""One look at a task: one request, and on a passing fault another, as the policy says."""
+"""One look at a task: one request, and on a transient error another, as the policy says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import cast
 from attrs import define
 from tenacity import AsyncRetrying, RetryCallState
 
-from xai_tasks._credentials import Credentials
 from xai_tasks._errors import (
     APIError,
     APIStatusError,
@@ -19,13 +18,14 @@ from xai_tasks._errors import (
     ClientClosedError,
     RateLimitError,
     ServerError,
-    is_passing,
+    is_transient,
     printable,
 )
+from xai_tasks._http.credentials import Credentials
+from xai_tasks._http.transport import Response, Transport
+from xai_tasks._limits.throttle import Throttle
 from xai_tasks._models import TaskResult, TaskStatus
 from xai_tasks._policies import RetryPolicy
-from xai_tasks._throttle import Throttle
-from xai_tasks._transport import Look, Transport
 
 logger = logging.getLogger("xai_tasks")
 
@@ -54,7 +54,7 @@ class _Attempts(RetryCallState):
     """Seconds before the next attempt: the server's wish, else what the policy's `wait` says."""
 
 
-class Retrying:
+class RetryingFetcher:
     """Makes looks: through the throttle, with retries that all share one budget."""
 
     __slots__ = (
@@ -96,9 +96,9 @@ class Retrying:
             retry_error_callback=_give_up,
         )
 
-    async def look(
+    async def fetch(
         self, task_id: str, *, poll: bool = False, on_error: Callable[[APIError], None] | None = None
-    ) -> Look:
+    ) -> Response:
         """Ask for one task until there is a good answer, or the policy gives up.
 
         Args:
@@ -117,13 +117,13 @@ class Retrying:
         version = credentials.version
         # The first attempt is made outside tenacity, which costs as much as a fifth of a request.
         answer = await self._request(task_id, poll, None)
-        while not isinstance(answer, Look):
+        while not isinstance(answer, Response):
             if isinstance(answer.error, AuthenticationError) and credentials.renewable:
                 await credentials.renew(version)
                 logger.info("asking again with a renewed key: %s", answer.error, extra=_facts(answer.error))
                 self._counters.retries += 1
                 answer = await self._request(task_id, poll, answer)
-                if isinstance(answer, Look):
+                if isinstance(answer, Response):
                     break
             if on_error is not None:
                 on_error(answer.error)
@@ -151,7 +151,7 @@ class Retrying:
         if self._closing is not None and not self._closing.done():
             self._closing.set_result(None)
 
-    async def _request(self, task_id: str, poll: bool, attempts: _Attempts | None) -> Look | _Attempts:
+    async def _request(self, task_id: str, poll: bool, attempts: _Attempts | None) -> Response | _Attempts:
         """Make one request when the throttle lets it, and tell the throttle how it went before it lets the next."""
         throttle = self._throttle
         probe = await throttle.acquire(poll=poll)
@@ -171,7 +171,7 @@ class Retrying:
             if isinstance(error, RateLimitError):
                 self._counters.rate_limited += 1
                 throttle.rejected(clock(), sent, pause)
-            elif is_passing(error):
+            elif is_transient(error):
                 throttle.failed(error, clock(), probe=probe)
                 if (
                     isinstance(error, ServerError)

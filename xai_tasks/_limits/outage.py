@@ -7,7 +7,7 @@ import math
 from xai_tasks._errors import APIError
 
 THRESHOLD = 10
-"""Requests in a row that must have failed with passing faults before the server counts as gone."""
+"""Requests in a row that must have failed with transient errors before the server counts as gone."""
 FIRST_PROBE = 0.5
 """Seconds from the beginning of an outage to its first probe; the distance doubles from probe to probe."""
 LONGEST_DISTANCE = 15.0
@@ -23,7 +23,7 @@ class Outage:
     __slots__ = ("_distance", "_failures", "_probe_at", "error", "probing", "since")
 
     error: APIError | None
-    """The last passing fault that any request met."""
+    """The last transient error that any request met."""
     probing: bool
     """Whether a probe is under way."""
     since: float | None
@@ -38,7 +38,7 @@ class Outage:
         self.since = None
 
     def failed(self, error: APIError, now: float, *, probe: bool) -> bool:
-        """Note a passing fault other than 429; True if with it an outage begins."""
+        """Note a transient error other than 429; True if with it an outage begins."""
         # A copy: the error itself is raised, and would keep its traceback's frames alive for as long as the client.
         self.error = error.for_task(error.task_id)
         if self.since is not None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tenacity import AsyncRetrying, retry_if_result, wait_fixed, wait_random
 
 from xai_tasks import wait_adaptive
-from xai_tasks._planning import LifeTable, Limits, _cheapest, _smooth
+from xai_tasks._learning.plan import LifeTable, Limits, _cheapest, _smooth
 
 
 @pytest.fixture(autouse=True)
@@ -556,7 +556,7 @@ def test_smoothing_moves_mass_and_loses_none(masses, half):
 def clock(monkeypatch):
     """A clock that only sleeping moves, as in tests of users: tenacity's own stands still."""
     now = SimpleNamespace(value=1000.0)
-    monkeypatch.setattr("xai_tasks._adaptive.time", SimpleNamespace(time=lambda: now.value))
+    monkeypatch.setattr("xai_tasks._learning.adaptive.time", SimpleNamespace(time=lambda: now.value))
 
     async def sleep(seconds):
         now.value += seconds

@@ -16,19 +16,19 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
-from xai_tasks._entries import NEVER, Due, Entry, Lane, PollState, Subscriber
 from xai_tasks._errors import (
     ClientClosedError,
     WaitTimeoutError,
     XaiTasksError,
-    is_passing,
+    is_transient,
     printable,
 )
+from xai_tasks._http.transport import Response
+from xai_tasks._limits.retrying import Counters, RetryingFetcher
+from xai_tasks._limits.throttle import Throttle
 from xai_tasks._models import TaskResult
 from xai_tasks._policies import PollPolicy
-from xai_tasks._retrying import Counters, Retrying
-from xai_tasks._throttle import Throttle
-from xai_tasks._transport import Look
+from xai_tasks._polling.entries import NEVER, Due, Entry, PolicyGroup, PollState, Subscriber
 
 logger = logging.getLogger("xai_tasks")
 
@@ -48,16 +48,16 @@ class Poller:
     __slots__ = (
         "_counters",
         "_cut",
+        "_fetcher",
+        "_groups",
         "_heap",
         "_in_flight",
         "_landing",
-        "_lanes",
         "_leaving",
         "_leftovers",
         "_line",
         "_max_pause",
         "_max_workers",
-        "_retrying",
         "_sweeper",
         "_throttle",
         "_tick_began",
@@ -70,7 +70,7 @@ class Poller:
 
     def __init__(
         self,
-        retrying: Retrying,
+        fetcher: RetryingFetcher,
         throttle: Throttle,
         counters: Counters,
         *,
@@ -78,12 +78,12 @@ class Poller:
         max_pause: float,
     ) -> None:
         """Use at most `max_workers` at once; on a good answer, heed a `Retry-After` up to `max_pause` seconds."""
-        self._retrying = retrying
+        self._fetcher = fetcher
         self._throttle = throttle
         self._counters = counters
         self._max_workers = max_workers
         self._max_pause = max_pause
-        self._lanes: dict[PollPolicy, Lane] = {}
+        self._groups: dict[PollPolicy, PolicyGroup] = {}
         self._heap: list[Due] = []
         self._leftovers = 0
         self._line: deque[Entry] = deque()
@@ -113,15 +113,15 @@ class Poller:
             raise ClientClosedError("the client is closed")
         now = asyncio.get_running_loop().time()
         if subscriber.deadline <= now:
-            subscriber.ended(task_id, None, WaitTimeoutError(task_id, subscriber.timeout))
+            subscriber.on_end(task_id, None, WaitTimeoutError(task_id, subscriber.timeout))
             return None
-        lane = self._lanes.get(policy)
-        if lane is None:
-            lane = self._lanes[policy] = Lane(policy)
+        group = self._groups.get(policy)
+        if group is None:
+            group = self._groups[policy] = PolicyGroup(policy)
             self._set_sweeper()
-        entry = lane.entries.get(task_id)
+        entry = group.entries.get(task_id)
         if entry is None:
-            entry = lane.entries[task_id] = Entry(task_id, lane, self.shared(now))
+            entry = group.entries[task_id] = Entry(task_id, group, self.shared(now))
             entry.add(subscriber)
             self.waiting += 1
             self._line_up(entry)
@@ -161,7 +161,7 @@ class Poller:
         else:
             self._tell_landing()
 
-    def unseen(self, whose: Callable[[Subscriber], bool]) -> set[Subscriber]:
+    def never_polled(self, whose: Callable[[Subscriber], bool]) -> set[Subscriber]:
         """Give those for whom `whose` is true and whose id has not been looked at yet."""
         return {each for entry in self._entries() if not entry.polls for each in entry.all() if whose(each)}
 
@@ -195,7 +195,7 @@ class Poller:
     # An entry is in the heap, in the line or in flight.
 
     def _entries(self) -> list[Entry]:
-        return [entry for lane in self._lanes.values() for entry in lane.entries.values()]
+        return [entry for group in self._groups.values() for entry in group.entries.values()]
 
     def _rest(self, entry: Entry, poll_at: float) -> None:
         """Have the timer see to an entry when it is to be polled, or when a wait for it runs out before."""
@@ -267,14 +267,14 @@ class Poller:
             if subscriber.deadline <= now:
                 entry.remove(subscriber)
                 error = WaitTimeoutError(entry.task_id, subscriber.timeout, last, entry.error)
-                subscriber.ended(entry.task_id, None, error)
+                subscriber.on_end(entry.task_id, None, error)
 
     def _forget(self, entry: Entry) -> None:
         """Take an entry that is in no queue out of rotation."""
-        lane = entry.lane
-        del lane.entries[entry.task_id]
-        if not lane.entries:
-            del self._lanes[lane.policy]
+        group = entry.group
+        del group.entries[entry.task_id]
+        if not group.entries:
+            del self._groups[group.policy]
         self.waiting -= 1
         if not self.waiting and self._timer is not None:
             self._timer.cancel()
@@ -282,7 +282,7 @@ class Poller:
 
     def _drop(self, entry: Entry) -> None:
         """Take an entry out of rotation, wherever it is; it is left lying in its queue until that is tidied."""
-        if entry.lane.entries.get(entry.task_id) is not entry:
+        if entry.group.entries.get(entry.task_id) is not entry:
             return
         self._forget(entry)
         worker = self._in_flight.get(entry)
@@ -348,9 +348,9 @@ class Poller:
         following: Entry | None = entry
         while following is not None:
             entry = following
-            answer: Look | Exception | None = None
+            answer: Response | Exception | None = None
             try:
-                answer = await self._retrying.look(entry.task_id, poll=True, on_error=entry.failed)
+                answer = await self._fetcher.fetch(entry.task_id, poll=True, on_error=entry.failed)
             except asyncio.CancelledError:
                 if entry.subscribers is not None or worker.uncancel():
                     raise  # by somebody else, and not only because everybody left
@@ -379,20 +379,20 @@ class Poller:
 
     # What an answer means.
 
-    def _step(self, entry: Entry, answer: Look | Exception, now: float) -> None:
+    def _step(self, entry: Entry, answer: Response | Exception, now: float) -> None:
         """Do what follows from an answer: end the wait, or let the wait strategy say when the next poll is."""
         # What passed since the last poll; more than was slept, if a worker, the rate or a pause was waited for.
         gap = now - entry.polled_at if entry.polls else 0.0
         entry.polled_at = self.shared(now)
         entry.polls += 1
         self._counters.polls += 1
-        lane = entry.lane
-        if isinstance(answer, Look):
+        group = entry.group
+        if isinstance(answer, Response):
             task = answer.task
             entry.answered()
             if task.done:
                 waited = now - entry.started if entry.polls > 1 else 0.0
-                for learner in lane.learners:
+                for learner in group.learners:
                     learner.observe(task, waited=waited, gap=gap)
                 self._end(entry, task, None)
                 return
@@ -400,7 +400,7 @@ class Poller:
             self._end(entry, None, answer)
             return
         try:
-            seconds = float(lane.policy.wait(PollState(entry, now, answer, gap)))
+            seconds = float(group.policy.wait(PollState(entry, now, answer, gap)))
             if not math.isfinite(seconds):
                 raise ValueError(f"the wait strategy of the poll policy gave {seconds} seconds")
         except Exception as error:  # noqa: BLE001 -- a strategy of the user's may raise anything
@@ -410,14 +410,14 @@ class Poller:
 
     def _is_final(self, entry: Entry, error: Exception, now: float) -> bool:
         """Tell whether a failed poll ends the wait."""
-        limit = entry.lane.policy.max_outage
+        limit = entry.group.policy.max_outage
         since = entry.failing_since
-        return not is_passing(error) or (limit is not None and since is not None and now >= since + limit)
+        return not is_transient(error) or (limit is not None and since is not None and now >= since + limit)
 
-    def _lay_down(self, entry: Entry, answer: Look | Exception, now: float, seconds: float) -> None:
+    def _lay_down(self, entry: Entry, answer: Response | Exception, now: float, seconds: float) -> None:
         """Lay an entry down until its next poll."""
         task: TaskResult | None = None
-        if isinstance(answer, Look):
+        if isinstance(answer, Response):
             task = answer.task
             entry.body = answer.body
             if answer.retry_after is not None:
@@ -426,7 +426,7 @@ class Poller:
         if logger.isEnabledFor(logging.DEBUG):
             _log_poll(entry, answer, seconds)
         for subscriber in entry.all():
-            subscriber.looked(task)
+            subscriber.on_poll(task)
 
     def _end(self, entry: Entry, task: TaskResult | None, error: Exception | None) -> None:
         self._forget(entry)
@@ -438,7 +438,7 @@ class Poller:
         for number, subscriber in enumerate(subscribers):
             # An exception gathers tracebacks where it is raised, so each gets its own.
             own = copy.copy(error) if number and isinstance(error, XaiTasksError) else error
-            subscriber.ended(entry.task_id, task, own)
+            subscriber.on_end(entry.task_id, task, own)
 
     def _outage_goes_on(self) -> None:
         # Not at once: this is called by a worker, which must not come to cancel itself.
@@ -446,10 +446,10 @@ class Poller:
 
     def _sweep(self) -> None:
         """End the waits that have had enough of an outage."""
-        for lane in list(self._lanes.values()):
-            if self._end_of_patience(lane) > asyncio.get_running_loop().time():
+        for group in list(self._groups.values()):
+            if self._end_of_patience(group) > asyncio.get_running_loop().time():
                 continue
-            for entry in list(lane.entries.values()):
+            for entry in list(group.entries.values()):
                 own = None if entry.failing_since is None else entry.error
                 error = self._throttle.outage.error
                 self._tell(entry, None, own or (error and error.for_task(entry.task_id)))
@@ -466,22 +466,22 @@ class Poller:
             self._sweeper.cancel()
             self._sweeper = None
         loop = asyncio.get_running_loop()
-        ends = (self._end_of_patience(lane) for lane in self._lanes.values())
+        ends = (self._end_of_patience(group) for group in self._groups.values())
         nearest = min((end for end in ends if end > loop.time()), default=NEVER)
         if nearest < NEVER:
             self._sweeper = loop.call_at(nearest, self._sweep)
 
-    def _end_of_patience(self, lane: Lane) -> float:
+    def _end_of_patience(self, group: PolicyGroup) -> float:
         """Say when an outage, if there is one, will have lasted too long for a policy."""
-        since, limit = self._throttle.outage.since, lane.policy.max_outage
+        since, limit = self._throttle.outage.since, group.policy.max_outage
         return NEVER if since is None or limit is None else since + limit
 
 
-def _log_poll(entry: Entry, answer: Look | Exception, seconds: float) -> None:
+def _log_poll(entry: Entry, answer: Response | Exception, seconds: float) -> None:
     logger.debug(
         "polled task %r: %s; next poll in %.3g s",
         printable(entry.task_id),
-        answer.task.status.value if isinstance(answer, Look) else answer,
+        answer.task.status.value if isinstance(answer, Response) else answer,
         seconds,
         extra={"task_id": entry.task_id, "seconds": seconds},
     )

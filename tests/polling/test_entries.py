@@ -4,21 +4,21 @@ import asyncio
 
 import pytest
 import tenacity
-from fakes import body, look, now, refused
+from fakes import body, now, refused, response
 
 from xai_tasks import PollPolicy, TaskStatus, wait_adaptive
-from xai_tasks._entries import NEVER, Entry, Lane, PollState, Subscriber
+from xai_tasks._polling.entries import NEVER, Entry, PolicyGroup, PollState, Subscriber
 
 pytestmark = pytest.mark.fake_clock
 
 
 class Waiter(Subscriber):
-    def ended(self, task_id, task, error):
+    def on_end(self, task_id, task, error):
         pass
 
 
 def make(task_id="a", **policy):
-    return Entry(task_id, Lane(PollPolicy(**policy)), 1000.0)
+    return Entry(task_id, PolicyGroup(PollPolicy(**policy)), 1000.0)
 
 
 class TestSubscriber:
@@ -31,7 +31,7 @@ class TestSubscriber:
         assert Waiter(1000.0, None).deadline == NEVER
 
     def test_need_not_listen_to_single_polls(self):
-        assert Waiter(1000.0, None).looked(None) is None
+        assert Waiter(1000.0, None).on_poll(None) is None
 
 
 class TestSubscribers:
@@ -118,7 +118,7 @@ class TestPollState:
     def test_tells_a_strategy_what_tenacity_would(self):
         entry = make()
         entry.polls = 3
-        answer = look("a", "pending", server_time=1.7e9)
+        answer = response("a", "pending", server_time=1.7e9)
 
         state = PollState(entry, 1007.5, answer, 5.0)
 
@@ -131,7 +131,7 @@ class TestPollState:
         assert state.outcome.attempt_number == 3
         assert state.outcome.result() is answer.task
         assert state.server_time == 1.7e9
-        assert state.retry_object is entry.lane.tenacity
+        assert state.retry_object is entry.group.tenacity
 
     def test_of_a_failed_poll_holds_its_error(self):
         error = refused("a")
@@ -145,7 +145,7 @@ class TestPollState:
         assert state.server_time is None
 
     @pytest.mark.parametrize(
-        ("answer", "seconds"), [(look("a", "pending"), 1), (refused("a"), 2)], ids=["good", "failed"]
+        ("answer", "seconds"), [(response("a", "pending"), 1), (refused("a"), 2)], ids=["good", "failed"]
     )
     def test_serves_strategies_that_ask_for_the_outcome(self, answer, seconds):
         entry = make()
@@ -156,11 +156,11 @@ class TestPollState:
         assert strategy(PollState(entry, 1001.0, answer, 0.0)) == seconds
 
 
-class TestLane:
+class TestPolicyGroup:
     def test_finds_the_strategies_that_learn_inside_sums_and_chains(self):
         one, two, three = (wait_adaptive() for _ in range(3))
         chain = tenacity.wait_chain(tenacity.wait_fixed(1), two + tenacity.wait_random(0, 1), three)
 
-        assert Lane(PollPolicy(wait=one)).learners == [one]
-        assert Lane(PollPolicy(wait=tenacity.wait_fixed(1) + chain)).learners == [two, three]
-        assert Lane(PollPolicy(wait=tenacity.wait_fixed(1))).learners == []
+        assert PolicyGroup(PollPolicy(wait=one)).learners == [one]
+        assert PolicyGroup(PollPolicy(wait=tenacity.wait_fixed(1) + chain)).learners == [two, three]
+        assert PolicyGroup(PollPolicy(wait=tenacity.wait_fixed(1))).learners == []

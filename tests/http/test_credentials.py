@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xai_tasks import ConfigurationError
-from xai_tasks._credentials import Credentials, Redactor
+from xai_tasks._http.credentials import Credentials, Redactor
 
 KEY = 'sk-live/0123+456=789&"<x>\\'
 

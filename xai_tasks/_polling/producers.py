@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any, Generic, TypeVar, cast
 
-from xai_tasks._entries import NEVER, Entry, Subscriber
 from xai_tasks._errors import InvalidTaskIdError, XaiTasksError
 from xai_tasks._models import Outcome, TaskResult, task_error
 from xai_tasks._policies import PollPolicy
-from xai_tasks._poller import Poller
+from xai_tasks._polling.entries import NEVER, Entry, Subscriber
+from xai_tasks._polling.poller import Poller
 
 T = TypeVar("T")
 
@@ -53,10 +53,10 @@ def check_one_of_many(task_id: object) -> None:
     raise InvalidTaskIdError(message)
 
 
-class Feed(ABC, Generic[T]):
+class Producer(ABC, Generic[T]):
     """What works behind a stream. It knows nothing of the stream, which can so be dropped and end the work."""
 
-    __slots__ = ("_bind", "_hungry", "error", "items", "loop", "stopped")
+    __slots__ = ("_bind", "_waiters", "error", "items", "loop", "stopped")
 
     def __init__(self, bind: Bind) -> None:
         self._bind = bind
@@ -65,7 +65,7 @@ class Feed(ABC, Generic[T]):
         """What to raise once the items are taken."""
         self.stopped: bool = False
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._hungry: set[asyncio.Future[None]] = set()
+        self._waiters: set[asyncio.Future[None]] = set()
 
     async def next(self) -> T:
         """Give the next item; raise the error, or StopAsyncIteration, where there will be none."""
@@ -82,19 +82,19 @@ class Feed(ABC, Generic[T]):
                     raise error
                 finally:
                     del error
-            hungry = asyncio.get_running_loop().create_future()
-            self._hungry.add(hungry)
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.add(waiter)
             try:
-                await hungry
+                await waiter
             finally:
-                self._hungry.discard(hungry)
+                self._waiters.discard(waiter)
         return self.items.popleft()
 
     def wake(self) -> None:
         """Have those who wait for an item look again."""
-        for hungry in self._hungry:
-            if not hungry.done():
-                hungry.set_result(None)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def stop(self) -> None:
         """Give up whatever is under way."""
@@ -122,22 +122,22 @@ class Feed(ABC, Generic[T]):
         """End all that `start` began."""
 
 
-class _Watching(Subscriber):
-    __slots__ = ("feed",)
+class _WatchSubscriber(Subscriber):
+    __slots__ = ("producer",)
 
-    def __init__(self, feed: WatchFeed, now: float, timeout: float | None) -> None:
+    def __init__(self, producer: WatchProducer, now: float, timeout: float | None) -> None:
         super().__init__(now, timeout)
-        self.feed = feed
+        self.producer = producer
 
-    def looked(self, task: TaskResult | None) -> None:
+    def on_poll(self, task: TaskResult | None) -> None:
         if task is not None:
-            self.feed.saw(task)
+            self.producer.saw(task)
 
-    def ended(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
-        self.feed.ended(task, error)
+    def on_end(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
+        self.producer.on_end(task, error)
 
 
-class WatchFeed(Feed[TaskResult]):
+class WatchProducer(Producer[TaskResult]):
     __slots__ = ("_done", "_entry", "_policy", "_poller", "_status", "_subscriber", "_task_id", "_timeout")
 
     def __init__(
@@ -162,7 +162,7 @@ class WatchFeed(Feed[TaskResult]):
         return self._done or self.stopped
 
     def start(self) -> None:
-        self._subscriber = _Watching(self, asyncio.get_running_loop().time(), self._timeout)
+        self._subscriber = _WatchSubscriber(self, asyncio.get_running_loop().time(), self._timeout)
         self._entry = self._poller.subscribe(self._task_id, self._policy, self._subscriber)
         if self._entry is not None and (last := self._entry.last) is not None:
             self.saw(last)
@@ -178,7 +178,7 @@ class WatchFeed(Feed[TaskResult]):
             self.items.append(task)
             self.wake()
 
-    def ended(self, task: TaskResult | None, error: Exception | None) -> None:
+    def on_end(self, task: TaskResult | None, error: Exception | None) -> None:
         self._entry = None
         self._done = True
         self.error = error
@@ -187,26 +187,26 @@ class WatchFeed(Feed[TaskResult]):
         self.wake()
 
 
-class _Place(Subscriber):
-    """One id's place in a bulk stream."""
+class _BulkSubscriber(Subscriber):
+    """One id's subscriber in a bulk stream."""
 
-    __slots__ = ("feed", "index")
+    __slots__ = ("index", "producer")
 
-    def __init__(self, feed: BulkFeed, index: int, deadline: float, timeout: float) -> None:
+    def __init__(self, producer: BulkProducer, index: int, deadline: float, timeout: float) -> None:
         self.deadline = deadline
         self.timeout = timeout
-        self.feed = feed
+        self.producer = producer
         self.index = index
 
-    def looked(self, task: TaskResult | None) -> None:
-        if self.feed.unseen:
-            self.feed.saw(self)
+    def on_poll(self, task: TaskResult | None) -> None:
+        if self.producer.never_polled:
+            self.producer.saw(self)
 
-    def ended(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
-        self.feed.ended(self, task_id, task, error)
+    def on_end(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
+        self.producer.on_end(self, task_id, task, error)
 
 
-class BulkFeed(Feed[Outcome]):
+class BulkProducer(Producer[Outcome]):
     __slots__ = (
         "_deadline",
         "_max_pending",
@@ -220,9 +220,9 @@ class BulkFeed(Feed[Outcome]):
         "_source_ended",
         "_timeout",
         "failed",
+        "never_polled",
         "pulled",
         "succeeded",
-        "unseen",
     )
 
     def __init__(
@@ -247,7 +247,7 @@ class BulkFeed(Feed[Outcome]):
         self._room: asyncio.Future[None] | None = None
         self._source_ended = False
         self.pulled = self.succeeded = self.failed = 0
-        self.unseen: set[Subscriber] = set()
+        self.never_polled: set[Subscriber] = set()
         """After the source has raised: the ids that still await their first look."""
 
     @property
@@ -258,7 +258,7 @@ class BulkFeed(Feed[Outcome]):
     def exhausted(self) -> bool:
         if self.stopped or not self._source_ended:
             return self.stopped
-        return not self.unseen if self.error is not None else not self.pending
+        return not self.never_polled if self.error is not None else not self.pending
 
     async def next(self) -> Outcome:
         if (self.succeeded + self.failed) % _SLICE == _SLICE - 1:
@@ -280,7 +280,7 @@ class BulkFeed(Feed[Outcome]):
         self._poller.leave_all(self._is_mine)
 
     def _is_mine(self, subscriber: Subscriber) -> bool:
-        return isinstance(subscriber, _Place) and subscriber.feed is self
+        return isinstance(subscriber, _BulkSubscriber) and subscriber.producer is self
 
     async def settled(self) -> None:
         if self._puller is not None:
@@ -326,7 +326,7 @@ class BulkFeed(Feed[Outcome]):
 
     def _source_raised(self, error: BaseException) -> None:
         self.error = self.error or error
-        self.unseen = self._poller.unseen(self._is_mine)
+        self.never_polled = self._poller.never_polled(self._is_mine)
 
     async def _has_room(self) -> None:
         while self.pending >= self._max_pending:
@@ -344,24 +344,26 @@ class BulkFeed(Feed[Outcome]):
         now = asyncio.get_running_loop().time()
         if self._moment is not (moment := self._poller.shared(now)):
             self._moment, self._deadline = moment, moment + self._timeout
-        place = _Place(self, index, self._deadline, self._timeout)
-        self._poller.subscribe(str(task_id), self._policy, place)
+        subscriber = _BulkSubscriber(self, index, self._deadline, self._timeout)
+        self._poller.subscribe(str(task_id), self._policy, subscriber)
 
-    def saw(self, place: Subscriber) -> None:
-        self.unseen.discard(place)
-        if not self.unseen:
+    def saw(self, subscriber: Subscriber) -> None:
+        self.never_polled.discard(subscriber)
+        if not self.never_polled:
             self.wake()
 
-    def ended(self, place: _Place, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
-        self.unseen.discard(place)
+    def on_end(
+        self, subscriber: _BulkSubscriber, task_id: str, task: TaskResult | None, error: Exception | None
+    ) -> None:
+        self.never_polled.discard(subscriber)
         if task is not None:
             error = task_error(task, task_id)
         if error is None or (isinstance(error, XaiTasksError) and not isinstance(error, self._refusals)):
-            self._put(Outcome(task_id, place.index, task, error))
+            self._put(Outcome(task_id, subscriber.index, task, error))
         else:
             # The key was refused: every other id would only meet the same.
             self.error = error
-            self.unseen.clear()
+            self.never_polled.clear()
             self._source_ended = True
             self.give_up()
             self.wake()

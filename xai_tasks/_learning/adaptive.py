@@ -14,7 +14,7 @@ from typing import Protocol
 from tenacity import RetryCallState
 from tenacity.wait import wait_base
 
-from xai_tasks._planning import MEMORY, LifeTable, Limits, Plan
+from xai_tasks._learning.plan import MEMORY, LifeTable, Limits, Plan
 
 _FIRST = 10
 """Ended tasks before the first plan."""

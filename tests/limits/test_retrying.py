@@ -15,10 +15,10 @@ from fakes import (
     FakeTransport,
     assert_nothing_runs,
     later,
-    look,
     malformed,
     now,
     refused,
+    response,
     says,
     settle,
     stalled,
@@ -40,9 +40,9 @@ from xai_tasks import (
     RetryPolicy,
     ServerError,
 )
-from xai_tasks._credentials import Credentials
-from xai_tasks._retrying import Counters, Retrying
-from xai_tasks._throttle import Throttle
+from xai_tasks._http.credentials import Credentials
+from xai_tasks._limits.retrying import Counters, RetryingFetcher
+from xai_tasks._limits.throttle import Throttle
 
 pytestmark = pytest.mark.fake_clock
 
@@ -52,10 +52,10 @@ class Parts:
     transport: FakeTransport
     throttle: Throttle
     counters: Counters
-    retrying: Retrying
+    retrying: RetryingFetcher
 
-    async def look(self, task_id="a", **kwargs):
-        return await self.retrying.look(task_id, **kwargs)
+    async def fetch(self, task_id="a", **kwargs):
+        return await self.retrying.fetch(task_id, **kwargs)
 
 
 def make(*faults, key="test-key", latency=0.0, rate_limit=math.inf, max_concurrency=1000, **policy):
@@ -66,7 +66,7 @@ def make(*faults, key="test-key", latency=0.0, rate_limit=math.inf, max_concurre
     throttle = Throttle(max_concurrency, rate_limit)
     counters = Counters()
     policy.setdefault("wait", tenacity.wait_fixed(1))
-    retrying = Retrying(transport, throttle, Credentials(key), RetryPolicy(**policy), counters)
+    retrying = RetryingFetcher(transport, throttle, Credentials(key), RetryPolicy(**policy), counters)
     return Parts(transport, throttle, counters, retrying)
 
 
@@ -78,9 +78,9 @@ def waits(parts):
 async def test_a_good_answer_takes_one_request():
     parts = make()
 
-    answer = await parts.look()
+    answer = await parts.fetch()
 
-    assert answer.task == look("a", "pending").task
+    assert answer.task == response("a", "pending").task
     assert parts.counters == Counters(requests=1)
 
 
@@ -89,7 +89,7 @@ class TestWhatIsRetried:
     async def test_statuses(self, code):
         parts = make(status(code))
 
-        await parts.look()
+        await parts.fetch()
 
         assert parts.transport.count() == 2
 
@@ -99,7 +99,7 @@ class TestWhatIsRetried:
     async def test_connection_faults_timeouts_and_malformed_answers(self, fault):
         parts = make(fault, statuses=())
 
-        await parts.look()
+        await parts.fetch()
 
         assert parts.transport.count() == 2
 
@@ -121,7 +121,7 @@ class TestWhatIsRetried:
         parts = make(status(code))
 
         with pytest.raises(error) as caught:
-            await parts.look()
+            await parts.fetch()
 
         assert caught.value.status_code == code
         assert parts.transport.count() == 1
@@ -131,7 +131,7 @@ class TestWhatIsRetried:
         parts = make(status(409), status(503), statuses={409})
 
         with pytest.raises(ServerError):
-            await parts.look()
+            await parts.fetch()
 
         assert parts.transport.count() == 2
 
@@ -142,7 +142,7 @@ class TestWhatIsRetried:
         parts = make(broken)
 
         with pytest.raises(LookupError):
-            await parts.look()
+            await parts.fetch()
 
         assert parts.throttle.in_flight == 0
 
@@ -176,7 +176,7 @@ class TestWait:
     async def test_takes_any_strategy_of_tenacitys(self, wait, seconds):
         parts = make(status(500), status(502), status(503), wait=wait)
 
-        await parts.look()
+        await parts.fetch()
 
         assert waits(parts) == seconds
 
@@ -189,7 +189,7 @@ class TestWait:
 
         parts = make(refused, refused, refused, latency=0.5, wait=wait)
 
-        await parts.look()
+        await parts.fetch()
 
         assert seen == [(1, 0.5, 0, ("a",)), (2, 3.0, 2, ("a",)), (3, 5.5, 4, ("a",))]
 
@@ -200,7 +200,7 @@ class TestWait:
         parts = make(refused, wait=wait)
 
         with pytest.raises(LookupError, match="a bug in the strategy"):
-            await parts.look()
+            await parts.fetch()
 
         assert parts.throttle.in_flight == 0
 
@@ -212,11 +212,11 @@ class TestWait:
         parts = make(status(code), wait=lambda state: seconds, rate_limit=10)
 
         with pytest.raises(ValueError, match=f"wait strategy of the retry policy gave {seconds} seconds"):
-            await parts.look()
+            await parts.fetch()
 
         assert parts.throttle.in_flight == 0
         for _ in range(20):
-            await parts.look()
+            await parts.fetch()
 
 
 class TestStop:
@@ -224,7 +224,7 @@ class TestStop:
         parts = make(*[status(500)] * 10)
 
         with pytest.raises(ServerError):
-            await parts.look()
+            await parts.fetch()
 
         assert parts.transport.count() == 4
         assert parts.counters == Counters(requests=4, retries=3)
@@ -245,14 +245,14 @@ class TestStop:
         parts = make(*[status(500)] * 20, stop=stop)
 
         with pytest.raises(ServerError):
-            await parts.look()
+            await parts.fetch()
 
         assert parts.transport.count() == count
 
     async def test_never_is_possible(self):
         parts = make(*[status(500)] * 90, stop=tenacity.stop_never)
 
-        await parts.look()
+        await parts.fetch()
 
         assert parts.transport.count() == 91
 
@@ -263,7 +263,7 @@ class TestStop:
         parts = make(refused, stop=stop)
 
         with pytest.raises(LookupError, match="a bug in the strategy"):
-            await parts.look()
+            await parts.fetch()
 
     async def test_looks_at_the_same_time_count_their_own_attempts(self):
         parts = make(latency=0.3)
@@ -271,7 +271,7 @@ class TestStop:
             parts.transport.fault(task_id, *[status(500)] * 10)
 
         errors = await asyncio.gather(
-            *(later(n / 10, parts.look, task_id) for n, task_id in enumerate("abc")), return_exceptions=True
+            *(later(n / 10, parts.fetch, task_id) for n, task_id in enumerate("abc")), return_exceptions=True
         )
         errors = await asyncio.gather(*errors, return_exceptions=True)
 
@@ -282,7 +282,7 @@ class TestStop:
         parts = make(refused, malformed, status(500), status(502))
 
         with pytest.raises(APIStatusError) as caught:
-            await parts.look()
+            await parts.fetch()
 
         assert caught.value.status_code == 502
         assert caught.value.task_id == "a"
@@ -295,7 +295,7 @@ class TestStop:
         gc.disable()
         try:
             try:
-                await parts.look()
+                await parts.fetch()
             except APIConnectionError as error:
                 gone = weakref.ref(error)
             parts.transport.requests.clear()
@@ -309,7 +309,7 @@ class TestRetryAfter:
     async def test_beats_wait(self, code):
         parts = make(status(code, retry_after=17))
 
-        await parts.look()
+        await parts.fetch()
 
         assert waits(parts) == [17]
 
@@ -319,7 +319,7 @@ class TestRetryAfter:
         start = now()
 
         with pytest.raises(APIStatusError) as caught:
-            await parts.look()
+            await parts.fetch()
 
         assert caught.value.retry_after == 61
         assert now() == start
@@ -328,7 +328,7 @@ class TestRetryAfter:
     async def test_of_just_max_retry_after_is_waited_for(self):
         parts = make(status(429, retry_after=5), max_retry_after=5)
 
-        await parts.look()
+        await parts.fetch()
 
         assert waits(parts) == [5]
 
@@ -340,8 +340,8 @@ class TestPause:
         parts.transport.fault("a", fault)
         start = now()
 
-        await asyncio.gather(parts.look("a"), later(1, lambda: None))
-        await asyncio.gather(parts.look("b"), parts.look("c", poll=True))
+        await asyncio.gather(parts.fetch("a"), later(1, lambda: None))
+        await asyncio.gather(parts.fetch("b"), parts.fetch("c", poll=True))
 
         assert parts.transport.times("b") == [pytest.approx(start + 20)]
         assert parts.transport.times("a")[1] == pytest.approx(start + 20)
@@ -354,9 +354,9 @@ class TestPause:
         parts.transport.fault("a", fault)
         start = now()
 
-        first = asyncio.ensure_future(parts.look("a"))
+        first = asyncio.ensure_future(parts.fetch("a"))
         await settle()
-        await parts.look("b")
+        await parts.fetch("b")
         await first
 
         assert parts.transport.times("b") == [start]
@@ -365,9 +365,9 @@ class TestPause:
         parts = make(status(429, retry_after=20))
         start = now()
 
-        first = asyncio.ensure_future(parts.look("a"))
+        first = asyncio.ensure_future(parts.fetch("a"))
         await settle()
-        await asyncio.gather(parts.look("b"), parts.look("c", poll=True), first)
+        await asyncio.gather(parts.fetch("b"), parts.fetch("c", poll=True), first)
 
         assert min(parts.transport.times()[1:]) == pytest.approx(start + 20)
 
@@ -376,7 +376,7 @@ class TestPause:
         parts.transport.fault(None, *[status(429, retry_after=5)] * 50)
         start = now()
 
-        await asyncio.gather(*(parts.look(f"task-{n}") for n in range(50)))
+        await asyncio.gather(*(parts.fetch(f"task-{n}") for n in range(50)))
 
         times = parts.transport.times()
         assert times[:50] == [start] * 50
@@ -387,9 +387,9 @@ class TestPause:
         parts = make(status(429), wait=tenacity.wait_fixed(7))
         start = now()
 
-        first = asyncio.ensure_future(parts.look("a"))
+        first = asyncio.ensure_future(parts.fetch("a"))
         await settle()
-        await parts.look("b")
+        await parts.fetch("b")
         await first
 
         assert parts.transport.times("b") == [pytest.approx(start + 7)]
@@ -404,8 +404,8 @@ class TestPause:
         start = now()
 
         with pytest.raises(APIStatusError):
-            await parts.look("a")
-        await parts.look("b")
+            await parts.fetch("a")
+        await parts.fetch("b")
 
         assert parts.transport.times("b") == [pytest.approx(start + 30)]
 
@@ -415,9 +415,9 @@ class TestBudget:
         parts = make(*[status(500)] * 1000, budget=14)
 
         with pytest.raises(ServerError):
-            await parts.look()
+            await parts.fetch()
         with pytest.raises(ServerError):
-            await parts.look()
+            await parts.fetch()
 
         assert parts.counters == Counters(requests=4, retries=2)
 
@@ -426,45 +426,45 @@ class TestBudget:
         parts.transport.fault("a", *[refused] * 100)
 
         with pytest.raises(APIConnectionError):
-            await parts.look("a")
+            await parts.fetch("a")
         assert parts.counters.retries == 1
         for _ in range(4):
-            await parts.look("b")
+            await parts.fetch("b")
         with pytest.raises(APIConnectionError):
-            await parts.look("a")
+            await parts.fetch("a")
         assert parts.counters.retries == 1
-        await parts.look("b")
+        await parts.fetch("b")
         with pytest.raises(APIConnectionError):
-            await parts.look("a")
+            await parts.fetch("a")
         assert parts.counters.retries == 2
 
     async def test_never_holds_more_than_it_began_with(self):
         parts = make(budget=5)
         for _ in range(100):
-            await parts.look("b")
+            await parts.fetch("b")
         parts.transport.fault("a", *[refused] * 4)
 
         with pytest.raises(APIConnectionError):
-            await parts.look("a")
+            await parts.fetch("a")
 
         assert parts.counters.retries == 1
 
     async def test_those_who_sleep_at_the_same_time_do_not_spend_the_same_tokens(self):
         parts = make(*[status(500)] * 1000, budget=50)
 
-        await asyncio.gather(*(parts.look(f"task-{n}") for n in range(100)), return_exceptions=True)
+        await asyncio.gather(*(parts.fetch(f"task-{n}") for n in range(100)), return_exceptions=True)
 
         assert parts.counters.retries == 10
 
     async def test_a_retry_given_up_in_its_sleep_costs_nothing(self):
         parts = make(*[status(500)] * 1000, budget=50, wait=tenacity.wait_fixed(100))
-        looks = [asyncio.ensure_future(parts.look(f"task-{n}")) for n in range(10)]
+        looks = [asyncio.ensure_future(parts.fetch(f"task-{n}")) for n in range(10)]
         await asyncio.sleep(1)
 
         for each in looks:
             each.cancel()
         await asyncio.wait(looks)
-        await asyncio.gather(*(parts.look(f"task-{n}") for n in range(100)), return_exceptions=True)
+        await asyncio.gather(*(parts.fetch(f"task-{n}") for n in range(100)), return_exceptions=True)
 
         assert parts.counters.retries == 10
 
@@ -472,14 +472,14 @@ class TestBudget:
         parts = make(status(500), budget=0)
 
         with pytest.raises(ServerError):
-            await parts.look()
+            await parts.fetch()
 
         assert parts.counters == Counters(requests=1)
 
     async def test_by_default_is_enough_for_a_hundred_retries(self):
         parts = make(*[status(500)] * 1000)
 
-        await asyncio.gather(*(parts.look(f"task-{n}") for n in range(200)), return_exceptions=True)
+        await asyncio.gather(*(parts.fetch(f"task-{n}") for n in range(200)), return_exceptions=True)
 
         assert parts.counters.retries == 100
 
@@ -508,8 +508,8 @@ class TestKeys:
         parts = make(key=key)
         assert key.calls == 0
 
-        await asyncio.gather(*(parts.look(f"task-{n}") for n in range(10)))
-        await parts.look()
+        await asyncio.gather(*(parts.fetch(f"task-{n}") for n in range(10)))
+        await parts.fetch()
 
         assert key.calls == 1
 
@@ -518,7 +518,7 @@ class TestKeys:
         parts = make(key=key)
         parts.transport.weather = key.weather
 
-        await parts.look()
+        await parts.fetch()
 
         assert key.calls == 2
         assert parts.counters == Counters(requests=2, retries=1)
@@ -529,7 +529,7 @@ class TestKeys:
         parts.transport.weather = key.weather
 
         with pytest.raises(AuthenticationError):
-            await parts.look()
+            await parts.fetch()
 
         assert key.calls == 2
         assert parts.transport.count() == 2
@@ -539,7 +539,7 @@ class TestKeys:
         parts = make(key=key, latency=0.1)
         parts.transport.weather = key.weather
 
-        await asyncio.gather(*(parts.look(f"task-{n}") for n in range(50)))
+        await asyncio.gather(*(parts.fetch(f"task-{n}") for n in range(50)))
 
         assert key.calls == 2
         assert parts.transport.count() == 100
@@ -548,7 +548,7 @@ class TestKeys:
         parts = make(status(401))
 
         with pytest.raises(AuthenticationError):
-            await parts.look()
+            await parts.fetch()
 
         assert parts.transport.count() == 1
 
@@ -556,7 +556,7 @@ class TestKeys:
         key = Key()
         parts = make(status(503), status(401), status(503), key=key)
 
-        await parts.look()
+        await parts.fetch()
 
         assert key.calls == 2
         assert parts.transport.count() == 4
@@ -568,7 +568,7 @@ class TestKeys:
         parts = make(key=key)
 
         with pytest.raises(LookupError, match="no key today"):
-            await parts.look()
+            await parts.fetch()
 
         assert parts.transport.count() == 0
 
@@ -577,18 +577,18 @@ class TestKeys:
         parts = make(key=lambda: junk)
 
         with pytest.raises(ConfigurationError, match="the key that the function api_key gave"):
-            await parts.look()
+            await parts.fetch()
 
     async def test_no_slot_is_held_while_the_function_works(self):
         key = Key(good=2, seconds=100)
         parts = make(key=key, max_concurrency=1)
         parts.transport.fault("a", status(401))
-        await parts.look("b")
+        await parts.fetch("b")
         start = now()
 
-        first = asyncio.ensure_future(parts.look("a"))
+        first = asyncio.ensure_future(parts.fetch("a"))
         await asyncio.sleep(1)
-        await parts.look("b")
+        await parts.fetch("b")
         assert now() == start + 1
         await first
 
@@ -600,7 +600,7 @@ class TestOutage:
         for _ in range(10):
             assert parts.throttle.outage.since is None
             with pytest.raises(APIConnectionError):
-                await parts.look()
+                await parts.fetch()
 
         assert parts.throttle.outage.since == now()
 
@@ -608,17 +608,17 @@ class TestOutage:
     async def test_an_answer_in_between_starts_the_count_anew(self, answer):
         parts = make(*[refused] * 9, answer, refused, stop=tenacity.stop_after_attempt(1))
 
-        await asyncio.gather(*(parts.look() for _ in range(11)), return_exceptions=True)
+        await asyncio.gather(*(parts.fetch() for _ in range(11)), return_exceptions=True)
 
         assert parts.throttle.outage.since is None
 
     @pytest.mark.parametrize("answer", [says("pending"), status(404), status(429)])
     async def test_ends_with_any_answer(self, answer):
         parts = make(*[refused] * 10, answer, stop=tenacity.stop_after_attempt(1))
-        await asyncio.gather(*(parts.look() for _ in range(10)), return_exceptions=True)
+        await asyncio.gather(*(parts.fetch() for _ in range(10)), return_exceptions=True)
         assert parts.throttle.outage.since is not None
 
-        await asyncio.gather(parts.look(poll=True), return_exceptions=True)
+        await asyncio.gather(parts.fetch(poll=True), return_exceptions=True)
 
         assert parts.throttle.outage.since is None
 
@@ -626,7 +626,7 @@ class TestOutage:
         parts = make(*[refused] * 13, stop=tenacity.stop_after_attempt(14))
         start = now()
 
-        await parts.look(poll=True)
+        await parts.fetch(poll=True)
 
         times = [time - start for time in parts.transport.times()]
         assert times[:10] == pytest.approx(range(10))
@@ -637,7 +637,7 @@ class TestOutage:
         parts = make(*[refused] * 13, stop=tenacity.stop_after_attempt(14))
         start = now()
 
-        await parts.look()
+        await parts.fetch()
 
         assert [time - start for time in parts.transport.times()] == pytest.approx(range(14))
 
@@ -646,14 +646,14 @@ async def test_on_error_is_told_of_each_failed_attempt():
     parts = make(refused, status(500), malformed)
     told = []
 
-    await parts.look(on_error=told.append)
+    await parts.fetch(on_error=told.append)
 
     assert [type(error) for error in told] == [APIConnectionError, ServerError, APIResponseValidationError]
 
 
 async def test_cancelled_in_flight_it_leaves_nothing():
     parts = make(stalled)
-    task = asyncio.ensure_future(parts.look())
+    task = asyncio.ensure_future(parts.fetch())
     await asyncio.sleep(1)
 
     task.cancel()
@@ -666,7 +666,7 @@ async def test_cancelled_in_flight_it_leaves_nothing():
 
 async def test_cancelled_between_attempts_it_leaves_nothing():
     parts = make(refused, wait=tenacity.wait_fixed(60))
-    task = asyncio.ensure_future(parts.look())
+    task = asyncio.ensure_future(parts.fetch())
     await asyncio.sleep(1)
 
     task.cancel()
@@ -681,7 +681,7 @@ class TestClose:
     async def test_ends_the_sleep_between_attempts_with_client_closed_error(self):
         parts = make(*[refused] * 9, wait=tenacity.wait_fixed(60))
         start = now()
-        looks = [asyncio.ensure_future(parts.look(f"task-{n}")) for n in range(3)]
+        looks = [asyncio.ensure_future(parts.fetch(f"task-{n}")) for n in range(3)]
         await asyncio.sleep(1)
 
         parts.throttle.close()
@@ -695,7 +695,7 @@ class TestClose:
     async def test_has_nobody_begin_to_sleep(self):
         parts = make(refused, latency=5, wait=tenacity.wait_fixed(60))
         start = now()
-        task = asyncio.ensure_future(parts.look())
+        task = asyncio.ensure_future(parts.fetch())
         await asyncio.sleep(1)
 
         parts.throttle.close()
@@ -711,7 +711,7 @@ class TestLog:
         caplog.set_level(logging.INFO, "xai_tasks")
         parts = make(refused, status(500, retry_after=2.5))
 
-        await parts.look()
+        await parts.fetch()
 
         assert [(record.levelname, record.message) for record in caplog.records] == [
             ("INFO", "retrying in 1 s: task 'a': ConnectionRefusedError"),
@@ -721,12 +721,12 @@ class TestLog:
 
     async def test_an_answer_for_another_id_is_warned_of_once(self, caplog):
         def other(task_id):
-            return look("b\n", "pending")
+            return response("b\n", "pending")
 
         parts = make(other, other)
 
-        assert (await parts.look()).task.task_id == "b\n"
-        await parts.look()
+        assert (await parts.fetch()).task.task_id == "b\n"
+        await parts.fetch()
 
         (record,) = caplog.records
         assert record.levelname == "WARNING"
@@ -737,7 +737,7 @@ class TestLog:
         parts = make(*[says(word) for word in ("queued", "queued", "running", "queued")])
 
         for _ in range(4):
-            await parts.look()
+            await parts.fetch()
 
         assert [record.status for record in caplog.records] == ["queued", "running"]
         assert "'a' has the status 'queued'" in caplog.messages[0]
@@ -746,6 +746,6 @@ class TestLog:
         parts = make(*[says(f"word-{n}") for n in range(50)])
 
         for _ in range(50):
-            await parts.look()
+            await parts.fetch()
 
         assert len(caplog.records) == 20

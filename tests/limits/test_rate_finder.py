@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rate_simulation import AIMD, Cubic, FixedWindow, Noise, SlidingWindow, TokenBucket, simulate
 
-from xai_tasks._rate_finder import RateFinder
+from xai_tasks._limits.rate_finder import RateFinder
 
 STILL = Noise(latency=(0.002, 0.002), timer=0.0, stalls=0.0)
 

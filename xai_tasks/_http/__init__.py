@@ -1,0 +1,1 @@
+"""Bytes in and out: the only package that imports the client side of aiohttp."""

@@ -1,0 +1,1 @@
+"""Which task is polled when, and who is waiting."""
