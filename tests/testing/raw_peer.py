@@ -1,4 +1,4 @@
-"""A client that is nothing but a socket."""
+"""A raw socket client."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Peer:
         self.writer.write(f"{method} {target} HTTP/1.1\r\nHost: x\r\n{key}{more}\r\n".encode())
 
     async def answer(self):
-        """Read one well-formed answer with a Content-Length: its head and its body."""
+        """Read one well-formed answer with a Content-Length; return its head and its body."""
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         headers = CIMultiDict(line.split(": ", 1) for line in head.split("\r\n")[1:-2])
         return head, await self.reader.readexactly(int(headers.get("Content-Length", "0")))
 
     async def json(self):
-        """Read one answer: its status and its JSON."""
+        """Read one answer; return its status and its JSON."""
         head, body = await self.answer()
         return int(head.split()[1]), json.loads(body)
 
     async def rest(self):
-        """Read up to the end of the connection: what came, and whether it ended by a reset."""
+        """Read to the end of the connection; return the data, and how it ended."""
         data = b""
         try:
             while block := await self.reader.read(2**16):
@@ -46,7 +46,7 @@ class Peer:
 
 
 class connected:
-    """Opens a connection to a `TaskServer`, and drops it in the end."""
+    """Open a connection to a `TaskServer`, and drop it at the end."""
 
     def __init__(self, server, **options):
         self.port, self.options = int(server.url.rpartition(":")[2]), options

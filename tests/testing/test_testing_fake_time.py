@@ -1,4 +1,4 @@
-"""Fake time as a user writes it: a clock of looptime's, a server and a client in its loop, real sockets between them."""
+"""Fake time as a user writes it: looptime's clock, and a server and a client in its loop."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ looptime = pytest.importorskip("looptime")
 
 
 async def app(url):
-    """Stand for the user's code."""
+    """Run what stands for the user's code."""
     async with TaskClient("test", base_url=url) as client:
         return await client.wait("a", timeout=900)
 
 
 def run(scenario):
-    """Run it by a clock that jumps from timer to timer; what it gave, and the seconds it thinks it took."""
+    """Run it on a clock that jumps from timer to timer; return its result and its fake seconds."""
 
     async def timed():
         began = asyncio.get_running_loop().time()
@@ -30,7 +30,7 @@ def run(scenario):
         return runner.run(timed())
 
 
-def test_waiting_through_a_ten_minute_task_takes_no_minutes():
+def test_ten_minute_task_is_fast():
     async def scenario():
         async with TaskServer() as server:
             server.add("a", [("pending", 60), ("processing", 540)], result={"videoUrl": "u"})
@@ -45,7 +45,7 @@ def test_waiting_through_a_ten_minute_task_takes_no_minutes():
     assert time.monotonic() - before < 10
 
 
-def test_faults_outages_and_failures_are_lived_through_as_fast():
+def test_wait_survives_faults_fast():
     async def scenario():
         async with TaskServer() as server:
             server.add("a", [("processing", 300)], failed=("bad prompt", 40001))
@@ -60,7 +60,7 @@ def test_faults_outages_and_failures_are_lived_through_as_fast():
     assert elapsed >= 300
 
 
-def test_a_task_that_never_ends_runs_into_the_timeout():
+def test_endless_task_times_out():
     async def scenario():
         async with TaskServer() as server:
             server.add("a", "processing")

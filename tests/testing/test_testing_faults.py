@@ -1,4 +1,4 @@
-"""Each fault as a bare socket sees it: no HTTP client stands between, to hide or to mend anything."""
+"""Each fault as a raw socket sees it, with no HTTP client to hide anything."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ async def peer(server):
 
 @pytest.fixture
 async def good(server):
-    """The answer that is due, as it looks without a fault."""
+    """Return the answer due, as it is without a fault."""
     async with connected(server) as peer:
         peer.ask()
         head, body = await peer.answer()
     return head.encode() + body
 
 
-async def test_status_sends_code_headers_and_body_and_keeps_the_connection(server, peer):
+async def test_status_sends_all_and_keeps_connection(server, peer):
     server.fault("a", Fault.status(503, {"Retry-After": "7", "content-type": "text/plain"}, b"busy"))
 
     peer.ask()
@@ -52,7 +52,7 @@ async def test_status_sends_code_headers_and_body_and_keeps_the_connection(serve
     assert (await peer.answer())[0].startswith("HTTP/1.1 200 ")
 
 
-async def test_status_repeats_the_headers_of_a_multidict(server, peer):
+async def test_status_repeats_headers(server, peer):
     server.fault("a", Fault.status(429, CIMultiDict([("Retry-After", "1"), ("Retry-After", "2")])))
 
     peer.ask()
@@ -62,7 +62,7 @@ async def test_status_repeats_the_headers_of_a_multidict(server, peer):
 
 
 @pytest.mark.parametrize("code", [204, 304])
-async def test_status_that_has_no_body_sends_no_length(server, peer, code):
+async def test_bodiless_status_sends_no_length(server, peer, code):
     server.fault("a", Fault.status(code, body=b"not sent"))
 
     peer.ask()
@@ -75,7 +75,7 @@ async def test_status_that_has_no_body_sends_no_length(server, peer, code):
     assert following.startswith("HTTP/1.1 200 ")
 
 
-async def test_status_that_nobody_knows_goes_out_without_a_phrase(server, peer):
+async def test_unknown_status_has_no_phrase(server, peer):
     server.fault("a", Fault.status(599))
 
     peer.ask()
@@ -115,12 +115,12 @@ async def test_reset_at_body_cuts_it(server, peer, good):
     assert 0 < len(body) < len(good) - len(head) - 4
 
 
-async def test_reset_elsewhere_is_refused():
+async def test_reset_refuses_other_moments():
     with pytest.raises(ValueError, match="at must be"):
         Fault.reset(at="nowhere")
 
 
-async def test_truncate_promises_more_than_it_sends_and_closes(server, peer, good):
+async def test_truncate_sends_less_than_promised(server, peer, good):
     server.fault("a", Fault.truncate())
 
     peer.ask()
@@ -131,7 +131,7 @@ async def test_truncate_promises_more_than_it_sends_and_closes(server, peer, goo
     assert len(data) < len(good)
 
 
-async def test_bad_chunking_has_a_size_that_is_none(server, peer):
+async def test_bad_chunking_has_invalid_size(server, peer):
     server.fault("a", Fault.bad_chunking())
 
     peer.ask()
@@ -158,7 +158,7 @@ async def test_stall_sends_the_answer_late(server, peer, good):
     assert time.monotonic() - before >= 0.19
 
 
-async def test_stall_without_end_lasts_until_the_server_is_closed(server, peer):
+async def test_stall_lasts_until_server_closes(server, peer):
     server.fault("a", Fault.stall())
 
     peer.ask()
@@ -171,7 +171,7 @@ async def test_stall_without_end_lasts_until_the_server_is_closed(server, peer):
     assert (await rest)[0] == b""
 
 
-async def test_stall_without_end_leaves_nothing_when_the_client_goes(server):
+async def test_stall_ends_when_client_disconnects(server):
     before = asyncio.all_tasks()
     server.fault("a", Fault.stall())
     async with connected(server) as peer:
@@ -184,7 +184,7 @@ async def test_stall_without_end_leaves_nothing_when_the_client_goes(server):
             await asyncio.sleep(0.01)
 
 
-async def test_drip_sends_byte_by_byte(server, peer, good):
+async def test_drip_sends_the_whole_answer(server, peer, good):
     server.fault("a", Fault.drip(0.001))
 
     before = time.monotonic()
@@ -195,7 +195,7 @@ async def test_drip_sends_byte_by_byte(server, peer, good):
     assert time.monotonic() - before >= 0.001 * len(good)
 
 
-async def test_drip_comes_in_single_bytes(server, peer):
+async def test_drip_arrives_in_single_bytes(server, peer):
     server.fault("a", Fault.drip(0.05))
 
     peer.ask()
@@ -203,7 +203,7 @@ async def test_drip_comes_in_single_bytes(server, peer):
     assert [await peer.reader.read(100) for _ in range(4)] == [b"H", b"T", b"T", b"P"]
 
 
-async def test_garbage_is_no_http(server, peer):
+async def test_garbage_is_not_http(server, peer):
     server.fault("a", Fault.garbage())
 
     peer.ask()
@@ -214,7 +214,7 @@ async def test_garbage_is_no_http(server, peer):
     assert b"HTTP/" not in data
 
 
-async def test_body_sends_the_bytes_as_they_are(server, peer):
+async def test_body_sends_bytes_unchanged(server, peer):
     server.fault("a", Fault.body(b"\xff<html>", content_type="text/html"), Fault.body(b"", content_type=None))
 
     peer.ask()
@@ -226,7 +226,7 @@ async def test_body_sends_the_bytes_as_they_are(server, peer):
     assert head.startswith("HTTP/1.1 200 OK\r\n")
 
 
-async def test_gzip_bomb_unpacks_to_a_completed_task_of_its_size(server, peer):
+async def test_gzip_bomb_unpacks_to_its_size(server, peer):
     size = 3_000_001
     server.fault("a", Fault.gzip_bomb(size), Fault.close_after())
 
@@ -242,7 +242,7 @@ async def test_gzip_bomb_unpacks_to_a_completed_task_of_its_size(server, peer):
     assert after.startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-async def test_endless_goes_on_for_as_long_as_it_is_read_and_holds_up_nobody(server, peer):
+async def test_endless_does_not_block_others(server, peer):
     server.fault("a", Fault.endless())
 
     peer.ask()
@@ -255,7 +255,7 @@ async def test_endless_goes_on_for_as_long_as_it_is_read_and_holds_up_nobody(ser
         assert (await other.answer())[0].startswith("HTTP/1.1 200 ")
 
 
-async def test_redirect_points_where_it_is_told(server, peer):
+async def test_redirect_sends_location(server, peer):
     server.fault("a", Fault.redirect("http://evil.invalid/x"), Fault.redirect("/elsewhere", 308))
 
     peer.ask()
@@ -269,7 +269,7 @@ async def test_redirect_points_where_it_is_told(server, peer):
     assert "Location: /elsewhere\r\n" in second
 
 
-async def test_oversized_headers_are_beyond_what_parsers_take(server):
+async def test_oversized_headers_exceed_64_kib(server):
     async with connected(server, limit=2**20) as peer:
         server.fault("a", Fault.oversized_headers())
         peer.ask()
@@ -279,7 +279,7 @@ async def test_oversized_headers_are_beyond_what_parsers_take(server):
     assert json.loads(body)["status"] == "completed"
 
 
-async def test_close_after_says_nothing_of_closing(server, peer, good):
+async def test_close_after_does_not_announce_it(server, peer, good):
     server.fault("a", Fault.close_after())
 
     peer.ask()
@@ -288,7 +288,7 @@ async def test_close_after_says_nothing_of_closing(server, peer, good):
     assert b"close" not in good
 
 
-async def test_a_fault_reaches_over_tls(server):
+async def test_faults_work_over_tls(server):
     authority = trustme.CA()
     inside, outside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert("127.0.0.1").configure_cert(inside)
@@ -305,7 +305,7 @@ async def test_a_fault_reaches_over_tls(server):
     assert end == "reset"
 
 
-async def test_faults_of_an_id_go_before_those_of_any(server, peer):
+async def test_faults_of_an_id_go_first(server, peer):
     server.add("b")
     server.fault(None, Fault.status(500), Fault.status(501))
     server.fault("b", Fault.status(502))
@@ -318,7 +318,7 @@ async def test_faults_of_an_id_go_before_those_of_any(server, peer):
     assert seen == [502, 500, 501, 200]
 
 
-async def test_faults_are_accounted_for(server, peer):
+async def test_faults_left_and_fired(server, peer):
     faults = [Fault.status(503), Fault.body(b"x"), Fault.status(500)]
     server.fault("a", *faults)
 
@@ -347,7 +347,7 @@ async def test_faults_are_accounted_for(server, peer):
     ],
     ids=repr,
 )
-async def test_the_log_says_which_status_got_out(server, peer, fault, status):
+async def test_log_has_status_sent(server, peer, fault, status):
     server.fault(None, fault)
 
     peer.ask()
@@ -356,7 +356,7 @@ async def test_the_log_says_which_status_got_out(server, peer, fault, status):
     assert [record.status for record in server.requests] == [status]
 
 
-async def test_a_fault_spoils_the_answer_that_was_due(server, peer):
+async def test_fault_plays_on_the_answer_due(server, peer):
     server.fault(None, Fault.close_after())
 
     peer.ask("nobody")
@@ -366,7 +366,7 @@ async def test_a_fault_spoils_the_answer_that_was_due(server, peer):
     assert server.requests[0].status == 404
 
 
-async def test_disturb_draws_faults_until_it_is_told_to_stop(server, peer):
+async def test_disturb_until_stopped(server, peer):
     async def statuses(n):
         seen = []
         for _ in range(n):
@@ -389,7 +389,7 @@ async def test_disturb_draws_faults_until_it_is_told_to_stop(server, peer):
     assert server.faults_left == []
 
 
-async def test_disturb_draws_the_same_from_the_same_seed(server, peer):
+async def test_disturb_is_seeded(server, peer):
     drawn = []
     for _ in range(2):
         server.reset()
@@ -403,17 +403,17 @@ async def test_disturb_draws_the_same_from_the_same_seed(server, peer):
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-async def test_disturb_refuses_a_share_that_is_none(server, share):
+async def test_disturb_refuses_bad_share(server, share):
     with pytest.raises(ValueError, match="within 0 and 1"):
         server.disturb(share, Fault.garbage())
 
 
-async def test_disturb_refuses_a_share_of_no_faults(server):
+async def test_disturb_needs_faults(server):
     with pytest.raises(ValueError, match="name the faults"):
         server.disturb(0.5)
 
 
-def test_a_fault_is_a_value_whose_repr_is_how_it_is_written():
+def test_fault_is_a_value_with_repr():
     assert Fault.status(503) == Fault.status(503)
     assert Fault.status(503) != Fault.status(503, {"Retry-After": "1"})
     assert len({Fault.drip(1), Fault.drip(1), Fault.drip(2)}) == 2
@@ -423,7 +423,7 @@ def test_a_fault_is_a_value_whose_repr_is_how_it_is_written():
 
 
 @pytest.mark.parametrize("name", odd_answers("a"))
-async def test_odd_answers_are_each_sent_with_200(server, peer, name):
+async def test_odd_answers_have_status_200(server, peer, name):
     server.fault("a", odd_answers("a")[name])
 
     peer.ask()
@@ -452,7 +452,7 @@ async def test_odd_answers_are_each_sent_with_200(server, peer, name):
 
 
 @pytest.mark.parametrize("at", ["accept", "headers", "body"])
-def test_resets_are_the_same_on_uvloop(at):
+def test_resets_work_on_uvloop(at):
     uvloop = pytest.importorskip("uvloop")
 
     async def seen():
@@ -473,7 +473,7 @@ def test_resets_are_the_same_on_uvloop(at):
 
 
 def dechunked(data):
-    """Take one chunked body from the front of the data: it, and what comes after."""
+    """Split data into the chunked body at its front, decoded, and what follows."""
     body = b""
     while True:
         size, _, data = data.partition(b"\r\n")

@@ -1,4 +1,4 @@
-"""TaskServer is what `openapi.yaml` says, shown by tools that were written for any API."""
+"""TaskServer follows `openapi.yaml`, checked by tools for any API."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def document():
 
 
 def add_one_of_each_kind(server):
-    """Add a task in every status and of every end; their ids."""
+    """Add a task for every status and every end; return their ids."""
     running = ("pending", "ready", "assigned", "processing")
     return [
         *(server.add(status, status) for status in running),
@@ -41,18 +41,18 @@ def add_one_of_each_kind(server):
     ]
 
 
-def test_the_document_is_valid_openapi(document):
+def test_document_is_valid(document):
     openapi_spec_validator.validate(document)
 
 
-def test_every_status_of_the_document_is_among_the_kinds_tried(document):
+def test_every_status_is_covered(document):
     with TaskServer.in_thread() as server:
         statuses = {answer["status"] for answer in asyncio.run(answers(server)).values()}
 
     assert statuses == set(document["components"]["schemas"]["TaskResultDto"]["properties"]["status"]["enum"])
 
 
-def test_each_kind_of_answer_is_a_task_result(document):
+def test_answers_match_the_schema(document):
     validator = openapi_schema_validator.OAS30Validator(
         document["components"]["schemas"]["TaskResultDto"],
         format_checker=openapi_schema_validator.oas30_format_checker,
@@ -74,7 +74,7 @@ async def answers(server):
     return seen
 
 
-def test_schemathesis_finds_nothing_in_answers_about_known_tasks():
+def test_schemathesis_on_known_tasks():
     schema = schemathesis.openapi.from_path(DOCUMENT)
     with TaskServer.in_thread() as server:
         for task_id in add_one_of_each_kind(server):
@@ -86,7 +86,7 @@ def test_schemathesis_finds_nothing_in_answers_about_known_tasks():
         assert {record.status for record in with_the_key} == {200}
 
 
-def test_schemathesis_finds_nothing_in_answers_to_anything_else(tmp_path):
+def test_schemathesis_on_anything_else(tmp_path):
     with TaskServer.in_thread() as server:
         # The document names no status but 200: neither a missing key nor an unknown task has one.
         run_schemathesis(server, tmp_path, "--exclude-checks=status_code_conformance", "--max-examples=50")

@@ -1,4 +1,4 @@
-"""The fixtures under each runner of asynchronous tests, each in a pytest of its own."""
+"""The fixtures under each async test runner, each in a separate pytest run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytest_plugins = ["pytester"]
 
 needs_anyio = pytest.mark.skipif(not importlib.util.find_spec("anyio"), reason="anyio is not installed")
 
-# Plugins that come with libraries of ours, and are no matter here.
+# Plugins of other libraries that we test with.
 FOREIGN = [
     "-p",
     "no:looptime_plugin",
@@ -48,7 +48,7 @@ def test_the_clients_were_closed():
 
 @pytest.fixture
 def run(pytester, monkeypatch):
-    # Wherever the package was imported from, installed or not.
+    # Works whether the package is installed or not.
     monkeypatch.setenv("PYTHONPATH", str(Path(xai_tasks.__file__).parents[1]))
 
     def run(test, *options, conftest="", **outcomes):
@@ -66,18 +66,18 @@ def one_test(mark="", name="a"):
     return f"{mark}{TEST.format(name=name)}"
 
 
-def test_fixtures_work_with_pytest_asyncio_in_auto_mode(run):
+def test_pytest_asyncio_auto_mode(run):
     run(HEAD + one_test() + TAIL, *AUTO, passed=2)
 
 
-def test_fixtures_work_with_pytest_asyncio_in_strict_mode_and_in_every_loop_scope(run):
+def test_pytest_asyncio_strict_mode_every_loop_scope(run):
     scopes = ("function", "class", "module", "package", "session")
     tests = [one_test(f"@pytest.mark.asyncio(loop_scope='{scope}')", scope) for scope in scopes]
 
     run(HEAD + "".join(tests) + one_test("@pytest.mark.asyncio", "plain") + TAIL, *STRICT, passed=7)
 
 
-def test_fixtures_work_with_the_loop_that_pytest_asyncio_is_configured_to(run):
+def test_pytest_asyncio_configured_loop_scope(run):
     run(HEAD + one_test() + TAIL, *AUTO, "-o", "asyncio_default_test_loop_scope=session", passed=2)
 
 
@@ -87,13 +87,13 @@ def test_fixtures_work_with_the_loop_that_pytest_asyncio_is_configured_to(run):
     [("", STRICT), ("import sys; sys.modules['pytest_asyncio'] = None", ["-p", "no:asyncio"])],
     ids=["beside pytest-asyncio", "without pytest-asyncio"],
 )
-def test_fixtures_work_with_anyio(run, conftest, options):
+def test_anyio(run, conftest, options):
     backend = "@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n"
 
     run(HEAD + backend + one_test("@pytest.mark.anyio") + TAIL, *options, conftest=conftest, passed=2)
 
 
-def test_the_server_serves_synchronous_tests(run):
+def test_synchronous_tests(run):
     test = """
         import asyncio
         from xai_tasks import TaskClient
@@ -109,7 +109,7 @@ def test_the_server_serves_synchronous_tests(run):
     run(test, *AUTO, passed=1)
 
 
-def test_each_test_has_a_server_of_its_own(run):
+def test_each_test_has_its_own_server(run):
     test = """
         seen = []
 

@@ -1,4 +1,4 @@
-"""TaskServer over real sockets; lifecycles under a fake clock, where time is exact."""
+"""TaskServer over real sockets; lifecycles on a fake clock, where time is exact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from raw_peer import connected
 
 from xai_tasks.testing import Fault, TaskServer, constant, lognormal, uniform
-from xai_tasks.testing._gate import asked_for
+from xai_tasks.testing._checks import requested_id
 
 
 @pytest.fixture
@@ -39,28 +39,28 @@ class FromZero(FakeClockLoop):
 
 
 def in_fake_time(scenario):
-    """Run `scenario(server, look)` on a clock that begins at 0 and jumps from one timer to the next."""
+    """Run `scenario(server, fetch)` on a clock that begins at 0 and jumps from timer to timer."""
 
     async def run():
         async with TaskServer() as server, connected(server) as peer:
 
-            async def look(task_id="a"):
+            async def fetch(task_id="a"):
                 peer.ask(task_id)
                 return (await peer.json())[1]
 
-            return await scenario(server, look)
+            return await scenario(server, fetch)
 
     with asyncio.Runner(loop_factory=FromZero) as runner:
         return runner.run(run())
 
 
-def test_a_task_goes_through_its_steps_at_their_times():
-    async def scenario(server, look):
+def test_task_goes_through_its_steps():
+    async def scenario(server, fetch):
         server.add("a", [("pending", 10), ("ready", 20), ("processing", 570)], result={"videoUrl": "u"})
         seen = []
         for moment in (0, 9.9, 10, 29.9, 30, 599.9, 600, 10_000):
             await asyncio.sleep(moment - asyncio.get_running_loop().time())
-            seen.append((await look())["status"])
+            seen.append((await fetch())["status"])
         return seen
 
     before = time.monotonic()
@@ -70,12 +70,12 @@ def test_a_task_goes_through_its_steps_at_their_times():
     assert time.monotonic() - before < 5
 
 
-def test_dates_follow_the_clock_of_the_loop():
-    async def scenario(server, look):
+def test_dates_follow_the_loop_clock():
+    async def scenario(server, fetch):
         await asyncio.sleep(100)
         server.add("a", [("processing", 3600)])
         await asyncio.sleep(5000)
-        return await look()
+        return await fetch()
 
     before = datetime.now(UTC)
     seen = in_fake_time(scenario)
@@ -86,10 +86,10 @@ def test_dates_follow_the_clock_of_the_loop():
     assert seen["createdAt"].endswith("Z")
 
 
-def test_a_running_task_shows_no_end():
-    async def scenario(server, look):
+def test_running_task_shows_no_end():
+    async def scenario(server, fetch):
         server.add("a", [("processing", 1)], result={"x": 1})
-        return await look()
+        return await fetch()
 
     assert in_fake_time(scenario).keys() == {"taskId", "status", "createdAt", "traceId"}
 
@@ -108,7 +108,7 @@ def test_a_running_task_shows_no_end():
         ({"failed": False, "cancelled": None}, {"status": "completed", "result": None}),
     ],
 )
-async def test_a_task_ends_as_it_was_told_to(server, peer, end, shown):
+async def test_task_ends_as_scripted(server, peer, end, shown):
     server.add("a", **end)
 
     peer.ask()
@@ -119,7 +119,7 @@ async def test_a_task_ends_as_it_was_told_to(server, peer, end, shown):
     assert seen == {"taskId": "a", "traceId": "trace-a", **shown}
 
 
-async def test_a_result_is_taken_as_it_was_when_the_task_was_added(server, peer):
+async def test_result_is_copied(server, peer):
     result = {"n": 1}
     server.add("a", result=result)
     result["n"] = 2
@@ -129,7 +129,7 @@ async def test_a_result_is_taken_as_it_was_when_the_task_was_added(server, peer)
     assert (await peer.json())[1]["result"] == {"n": 1}
 
 
-async def test_a_task_of_a_known_id_replaces_the_older_one(server, peer):
+async def test_add_replaces_task(server, peer):
     server.add("a", "processing")
     assert server.add("a", failed=True) == "a"
 
@@ -149,12 +149,12 @@ async def test_a_task_of_a_known_id_replaces_the_older_one(server, peer):
         ({"task_id": "a", "result": object()}, TypeError),
     ],
 )
-async def test_a_task_that_cannot_be_is_refused(server, arguments, error):
+async def test_add_refuses_bad_arguments(server, arguments, error):
     with pytest.raises(error):
         server.add(**arguments)
 
 
-async def test_advance_steps_a_task_by_hand(server, peer):
+async def test_advance(server, peer):
     server.add("a", ["pending", ("processing", 3600), ("odd", None)], result={})
     seen = []
     for _ in range(4):
@@ -170,22 +170,22 @@ async def test_advance_steps_a_task_by_hand(server, peer):
         server.advance("nobody")
 
 
-def test_a_timed_step_after_advance_counts_from_there():
-    async def scenario(server, look):
+def test_timed_step_after_advance():
+    async def scenario(server, fetch):
         server.add("a", ["pending", ("processing", 10)])
         await asyncio.sleep(100)
         server.advance("a")
         ends_at = server.ends_at("a")
         await asyncio.sleep(9.9)
-        before = (await look())["status"]
+        before = (await fetch())["status"]
         await asyncio.sleep(0.1)
-        return ends_at, before, (await look())["status"]
+        return ends_at, before, (await fetch())["status"]
 
     assert in_fake_time(scenario) == (110, "processing", "completed")
 
 
-def test_ends_at_gives_the_end_on_the_clock_of_the_loop():
-    async def scenario(server, _look):
+def test_ends_at_uses_the_loop_clock():
+    async def scenario(server, _fetch):
         await asyncio.sleep(5)
         server.add("a", [("pending", 1), ("processing", 2)])
         server.add("b", [("pending", 1), "processing"])
@@ -195,20 +195,20 @@ def test_ends_at_gives_the_end_on_the_clock_of_the_loop():
     assert in_fake_time(scenario) == [8, None, 5]
 
 
-async def test_ends_at_of_an_unknown_task_is_a_key_error(server):
+async def test_ends_at_of_unknown_task(server):
     with pytest.raises(KeyError):
         server.ends_at("task1-0")
 
 
-def test_made_up_tasks_last_as_long_as_was_drawn():
-    async def scenario(server, look):
+def test_made_up_tasks_last_as_drawn():
+    async def scenario(server, fetch):
         ids = server.add_many(300, duration=uniform(10, 20), failed=0.5)
-        first = [(await look(task_id))["status"] for task_id in ids]
+        first = [(await fetch(task_id))["status"] for task_id in ids]
         ends = [server.ends_at(task_id) for task_id in ids]
         await asyncio.sleep(15)
-        half_way = [(await look(task_id))["status"] for task_id in ids]
+        half_way = [(await fetch(task_id))["status"] for task_id in ids]
         await asyncio.sleep(5)
-        return ids, first, ends, half_way, [await look(task_id) for task_id in ids]
+        return ids, first, ends, half_way, [await fetch(task_id) for task_id in ids]
 
     ids, first, ends, half_way, last = in_fake_time(scenario)
 
@@ -224,7 +224,7 @@ def test_made_up_tasks_last_as_long_as_was_drawn():
             assert seen["result"] == {"videoUrl": f"https://videos.invalid/{task_id}.mp4"}
 
 
-async def test_made_up_tasks_are_a_sequence_of_ids(server):
+async def test_made_up_tasks_are_a_sequence(server):
     ids = server.add_many(12, duration=constant(1))
 
     assert len(ids) == 12
@@ -239,7 +239,7 @@ async def test_made_up_tasks_are_a_sequence_of_ids(server):
         ids[12]
 
 
-async def test_made_up_tasks_of_several_calls_stand_side_by_side(server, peer):
+async def test_add_many_twice(server, peer):
     first = server.add_many(2, duration=constant(0))
     second = server.add_many(2, duration=constant(60))
     named = server.add_many(2, duration=constant(0), prefix="mine-own", result={"ok": True})
@@ -257,7 +257,7 @@ async def test_made_up_tasks_of_several_calls_stand_side_by_side(server, peer):
 
 
 @pytest.mark.parametrize("failed", [-0.1, 1.5, float("nan")])
-async def test_made_up_tasks_refuse_a_share_that_is_none(server, failed):
+async def test_add_many_refuses_bad_share(server, failed):
     with pytest.raises(ValueError, match="within 0 and 1"):
         server.add_many(1, duration=constant(0), failed=failed)
 
@@ -268,7 +268,7 @@ def test_options_out_of_range_are_refused(options):
         TaskServer(**options)
 
 
-async def test_made_up_tasks_are_the_same_from_the_same_seed(server):
+async def test_add_many_is_seeded(server):
     def ends(seed):
         ids = server.add_many(20, duration=lognormal(45, 0.5), failed=0.5, seed=seed)
         start = min(server.ends_at(task_id) for task_id in ids)
@@ -277,7 +277,7 @@ async def test_made_up_tasks_are_the_same_from_the_same_seed(server):
     assert ends(1) == ends(1) != ends(2)
 
 
-async def test_a_made_up_task_can_be_stepped_by_hand(server, peer):
+async def test_advance_made_up_task(server, peer):
     ids = server.add_many(2, duration=constant(3600))
 
     server.advance(ids[0])
@@ -290,7 +290,7 @@ async def test_a_made_up_task_can_be_stepped_by_hand(server, peer):
     assert seen == ["completed", "pending"]
 
 
-async def test_a_hundred_thousand_made_up_tasks_take_less_than_32_bytes_each(server):
+async def test_made_up_task_takes_less_than_32_bytes(server):
     tracemalloc.start()
     try:
         ids = server.add_many(100_000, duration=lognormal(45, 0.5))
@@ -317,7 +317,7 @@ async def test_a_hundred_thousand_made_up_tasks_take_less_than_32_bytes_each(ser
         (None, "Bearer anything", 200),
     ],
 )
-async def test_only_the_keys_it_was_given_open_it(api_key, authorization, status):
+async def test_only_given_keys_are_accepted(api_key, authorization, status):
     async with TaskServer(api_key) as server, connected(server) as peer:
         server.add("a")
 
@@ -330,7 +330,7 @@ async def test_only_the_keys_it_was_given_open_it(api_key, authorization, status
         assert json.loads(body)["statusCode"] == 401
 
 
-async def test_the_key_can_be_changed_under_way(server, peer):
+async def test_key_can_be_changed(server, peer):
     server.add("a")
     server.api_key = {"fresh"}
 
@@ -354,7 +354,7 @@ async def test_the_key_can_be_changed_under_way(server, peer):
         ("POST", "/xai/tasks?taskId=a", 405, "Cannot POST /xai/tasks"),
     ],
 )
-async def test_an_error_is_a_json_object(server, peer, method, target, status, message):
+async def test_error_is_a_json_object(server, peer, method, target, status, message):
     server.add("a")
 
     peer.send(target, method=method)
@@ -366,13 +366,13 @@ async def test_an_error_is_a_json_object(server, peer, method, target, status, m
     assert (error["statusCode"], error["message"]) == (status, message)
 
 
-async def test_a_method_that_is_not_allowed_hears_which_is(server, peer):
+async def test_wrong_method_lists_allowed(server, peer):
     peer.send("/xai/tasks", method="DELETE")
 
     assert "Allow: GET\r\n" in (await peer.answer())[0]
 
 
-async def test_the_answer_to_a_head_has_no_body(server):
+async def test_answer_to_head_has_no_body(server):
     async with connected(server) as peer:
         peer.send("/xai/tasks", method="HEAD", more="Connection: close\r\n")
         data, end = await peer.rest()
@@ -383,7 +383,7 @@ async def test_the_answer_to_a_head_has_no_body(server):
 
 
 @pytest.mark.parametrize("fault", [None, Fault.drip(0), Fault.status(500)])
-async def test_a_client_that_asks_for_the_connection_to_be_closed_sees_it_closed(server, peer, fault):
+async def test_connection_close_is_honoured(server, peer, fault):
     server.add("a")
     if fault is not None:
         server.fault("a", fault)
@@ -396,19 +396,19 @@ async def test_a_client_that_asks_for_the_connection_to_be_closed_sees_it_closed
     assert end == "closed"
 
 
-def test_limit_lets_a_burst_in_and_then_a_rate():
-    async def scenario(server, look):
+def test_limit_allows_burst_then_rate():
+    async def scenario(server, fetch):
         server.add("a")
         server.limit(2, burst=3)
         seen = []
         for pause in (0, 0, 0, 0, 0.5, 0, 10, 0, 0, 0):
             await asyncio.sleep(pause)
-            seen.append("status" in await look())
+            seen.append("status" in await fetch())
         server.limit(None)
         return (
             seen,
             [record.status for record in server.requests],
-            [(await look())["status"] for _ in range(9)],
+            [(await fetch())["status"] for _ in range(9)],
         )
 
     seen, statuses, unlimited = in_fake_time(scenario)
@@ -428,7 +428,7 @@ def test_limit_lets_a_burst_in_and_then_a_rate():
         ({"retry_after": None}, None),
     ],
 )
-async def test_limit_says_when_to_come_again(server, peer, options, header):
+async def test_limit_sends_retry_after(server, peer, options, header):
     server.add("a")
     server.limit(0.001, **options)
 
@@ -443,22 +443,22 @@ async def test_limit_says_when_to_come_again(server, peer, options, header):
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(0, 1), (-1, 1), (float("nan"), 1), (1, 0)])
-async def test_limit_refuses_what_is_none(server, rate, burst):
+async def test_limit_refuses_bad_arguments(server, rate, burst):
     with pytest.raises(ValueError, match="need rate"):
         server.limit(rate, burst)
 
 
-def test_latency_delays_the_answer_that_was_due_on_arrival():
-    async def scenario(server, look):
+def test_latency_delays_the_answer_due():
+    async def scenario(server, fetch):
         loop = asyncio.get_running_loop()
         server.add("a", [("processing", 1)])
         server.latency = 3
-        seen = (await look())["status"], loop.time()
+        seen = (await fetch())["status"], loop.time()
         server.latency = uniform(1, 2)
-        await look()
+        await fetch()
         drawn = loop.time() - seen[1]
         server.latency = 0
-        await look()
+        await fetch()
         return seen, drawn, loop.time() - seen[1] - drawn, server.latency
 
     seen, drawn, after, latency = in_fake_time(scenario)
@@ -468,7 +468,7 @@ def test_latency_delays_the_answer_that_was_due_on_arrival():
     assert after == latency == 0
 
 
-async def test_a_client_that_goes_while_it_waits_harms_nobody(server):
+async def test_disconnect_while_waiting_is_harmless(server):
     server.add("a")
     server.latency = 0.1
     async with connected(server) as peer:
@@ -480,12 +480,12 @@ async def test_a_client_that_goes_while_it_waits_harms_nobody(server):
         assert (await peer.json())[0] == 200
 
 
-def test_requests_are_logged_as_they_come():
-    async def scenario(server, look):
+def test_requests_are_logged():
+    async def scenario(server, fetch):
         server.add("a")
-        await look()
+        await fetch()
         await asyncio.sleep(2.5)
-        await look("nobody")
+        await fetch("nobody")
         return server
 
     server = in_fake_time(scenario)
@@ -497,7 +497,7 @@ def test_requests_are_logged_as_they_come():
     assert "Bearer" not in repr(first)
 
 
-async def test_requests_are_counted_by_id(server, peer):
+async def test_count_by_id(server, peer):
     made_up = server.add_many(3, duration=constant(0))
     for target in ("a", "a", made_up[1], "nobody"):
         peer.ask(target)
@@ -516,7 +516,7 @@ async def test_requests_are_counted_by_id(server, peer):
     assert server.requests[-1].task_id is None
 
 
-async def test_log_limit_keeps_the_newest_requests_and_counts_all():
+async def test_log_limit_keeps_the_newest():
     async with TaskServer(log_limit=2) as server, connected(server) as peer:
         for task_id in "abc":
             peer.ask(task_id)
@@ -526,7 +526,7 @@ async def test_log_limit_keeps_the_newest_requests_and_counts_all():
     assert (server.count(), server.count("a")) == (3, 1)
 
 
-async def test_wait_for_requests_ends_with_the_last_of_them(server, peer):
+async def test_wait_for_requests(server, peer):
     enough = asyncio.ensure_future(server.wait_for_requests(3))
     of_one = asyncio.ensure_future(server.wait_for_requests(2, "b"))
     given_up = asyncio.ensure_future(server.wait_for_requests(1))
@@ -543,7 +543,7 @@ async def test_wait_for_requests_ends_with_the_last_of_them(server, peer):
     await server.wait_for_requests(4)
 
 
-async def test_reset_makes_it_as_new():
+async def test_reset_removes_everything():
     async with TaskServer("first", latency=0) as server, connected(server) as peer:
         server.add("a")
         ids = server.add_many(3, duration=constant(0))
@@ -563,7 +563,7 @@ async def test_reset_makes_it_as_new():
         assert server.count() == len(server.requests) == 3
 
 
-async def test_a_server_started_again_keeps_its_port_and_tasks(server):
+async def test_restart_keeps_port_and_tasks(server):
     server.add("a", "processing", result={})
     url = server.url
 
@@ -578,19 +578,19 @@ async def test_a_server_started_again_keeps_its_port_and_tasks(server):
         assert (await peer.json())[1]["status"] == "processing"
 
 
-async def test_close_drops_connections_and_may_be_repeated(server, peer):
+async def test_close_twice_drops_connections(server, peer):
     await server.aclose()
     await server.aclose()
 
     assert (await peer.rest())[0] == b""
 
 
-async def test_start_of_a_running_server_is_refused(server):
+async def test_second_start_is_refused(server):
     with pytest.raises(RuntimeError, match="runs already"):
         await server.start()
 
 
-async def test_a_port_that_is_taken_is_an_os_error_and_leaves_nothing(server):
+async def test_taken_port_is_an_os_error(server):
     other = TaskServer(port=int(server.url.rpartition(":")[2]))
 
     with pytest.raises(OSError, match="address already in use"):
@@ -604,12 +604,12 @@ async def test_a_port_that_is_taken_is_an_os_error_and_leaves_nothing(server):
     [lambda server: server.url, lambda server: server.add("a"), lambda server: server.limit(1)],
     ids=["url", "add", "limit"],
 )
-def test_what_needs_a_started_server_says_so(use):
+def test_server_must_be_started(use):
     with pytest.raises(RuntimeError, match="start the server first"):
         use(TaskServer())
 
 
-def test_in_thread_serves_synchronous_code():
+def test_in_thread():
     async def talk(server):
         async with connected(server) as peer:
             peer.ask()
@@ -626,7 +626,7 @@ def test_in_thread_serves_synchronous_code():
     assert "TaskServer" not in [thread.name for thread in threading.enumerate()]
 
 
-async def test_in_thread_wakes_waiters_in_other_loops():
+async def test_in_thread_wakes_other_loops():
     with TaskServer.in_thread() as server:
         waiting = asyncio.ensure_future(server.wait_for_requests(50))
         async with connected(server) as peer:
@@ -636,7 +636,7 @@ async def test_in_thread_wakes_waiters_in_other_loops():
                 await waiting
 
 
-def test_in_thread_forgets_a_waiter_whose_loop_was_closed():
+def test_in_thread_skips_closed_loops():
     with TaskServer.in_thread() as server:
 
         async def give_up():
@@ -653,14 +653,14 @@ def test_in_thread_forgets_a_waiter_whose_loop_was_closed():
         assert asyncio.run(talk())[0] == 404
 
 
-def test_in_thread_raises_what_kept_it_from_starting():
+def test_in_thread_raises_start_errors():
     with TaskServer.in_thread() as server:
         port = int(server.url.rpartition(":")[2])
         with pytest.raises(OSError, match="address already in use"), TaskServer.in_thread(port=port):
             pytest.fail("it started")
 
 
-def test_in_thread_ends_a_stalled_answer():
+def test_in_thread_ends_stalled_answers():
     with TaskServer.in_thread() as server:
         server.fault(None, Fault.stall())
 
@@ -673,9 +673,9 @@ def test_in_thread_ends_a_stalled_answer():
 
 
 @given(st.text(min_size=1).filter(lambda text: not any("\ud800" <= char <= "\udfff" for char in text)))
-def test_any_id_gets_through_percent_encoded(task_id):
-    assert asked_for(f"/xai/tasks?taskId={quote(task_id, safe='')}") == task_id
-    assert asked_for(f"/xai/tasks?a=b&taskId={quote_plus(task_id)}") == task_id
+def test_requested_id_decodes_any_id(task_id):
+    assert requested_id(f"/xai/tasks?taskId={quote(task_id, safe='')}") == task_id
+    assert requested_id(f"/xai/tasks?a=b&taskId={quote_plus(task_id)}") == task_id
 
 
 @pytest.mark.parametrize(
@@ -690,5 +690,5 @@ def test_any_id_gets_through_percent_encoded(task_id):
         ("/xai/tasks?", None),
     ],
 )
-def test_the_id_asked_for_is_read_as_query_strings_are(target, task_id):
-    assert asked_for(target) == task_id
+def test_requested_id_reads_query_strings(target, task_id):
+    assert requested_id(target) == task_id

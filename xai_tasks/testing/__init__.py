@@ -1,4 +1,4 @@
-"""A test kit: the API as a real HTTP server on a loopback port, with scripted tasks and faults."""
+"""A test kit: the API as a real HTTP server on loopback, with scripted tasks and faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong on purpose, and the account of it."""
+"""Faults: what goes wrong on purpose, and the record of which faults were played."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ from attrs import field, frozen
 from xai_tasks.testing._http import JSON, Reply, transport_of
 
 _AS_DUE = 0
-"""Stands for the status of the answer that was due."""
+"""In place of a status: that of the answer due."""
 
 _BLOCK = 2**16
 
 
 @frozen
 class Wire:
-    """One exchange under way: the request, the answer due to it and the connection."""
+    """A request in progress: the request itself, the answer due to it and the connection."""
 
     request: web.BaseRequest
     due: Reply
 
     async def send(self, data: bytes) -> None:
-        """Put bytes on the wire, and wait until the kernel has them: a reset would drop what is still in our buffer."""
+        """Write bytes, and wait until the kernel has them.
+
+        A reset would drop what is still in our own buffer.
+        """
         transport = transport_of(self.request)
         transport.set_write_buffer_limits(0)
         transport.write(data)
@@ -41,37 +44,39 @@ class Wire:
     def reset(self) -> None:
         """Abort the connection with a TCP reset."""
         transport = transport_of(self.request)
-        # A close that may not linger throws away what is unsent and sends RST in place of FIN.
+        # Closing with a linger time of 0 drops unsent data and sends RST instead of FIN.
         linger = struct.pack("ii", 1, 0)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         transport.abort()
 
 
-_Play: TypeAlias = Callable[[Wire], Awaitable[bool]]
-"""Acts a fault out; returns whether the connection may stay open."""
+Play: TypeAlias = Callable[[Wire], Awaitable[bool]]
+"""Play a fault. Return whether the connection may stay open."""
 
 
 @frozen(repr=False)
 class Fault:
     """One thing that goes wrong with one request; queue it with `TaskServer.fault`.
 
-    Made by its class methods alone. A fault is a value: one may be queued many times, on many servers. "The answer
-    due" is what the request would have got without the fault; where it is sent, it is the one that was due when the
-    request came.
+    Create faults with the class methods below. A fault is a value: it may be queued many times, on
+    many servers. "The answer due" is the answer that the request would have got without the fault,
+    decided when the request came.
     """
 
     _name: str
     _arguments: tuple[tuple[str, object], ...]
     _sends: int | None
-    _play: _Play = field(eq=False)
+    _play: Play = field(eq=False)
 
     def __repr__(self) -> str:
-        return (
-            f"Fault.{self._name}({', '.join(f'{name}={_brief(value)}' for name, value in self._arguments)})"
-        )
+        arguments = ", ".join(f"{name}={_brief(value)}" for name, value in self._arguments)
+        return f"Fault.{self._name}({arguments})"
 
     def _status_sent(self, due: int) -> int | None:
-        """Give the HTTP status that gets out, where `due` was the one due; None if none does."""
+        """Return the HTTP status that the client gets, None if it gets none.
+
+        `due` is the status of the answer due.
+        """
         return due if self._sends == _AS_DUE else self._sends
 
     @classmethod
@@ -85,14 +90,14 @@ class Fault:
 
         Args:
             code: the status; 1xx, 204 and 304 go without a body.
-            headers: more headers, such as `{"Retry-After": "1"}`; a multidict may repeat a name. Without a `Content-Type`,
-                JSON is said.
+            headers: more headers, such as `{"Retry-After": "1"}`; a multidict may repeat a name.
+                Without a `Content-Type` here it is JSON's.
             body: the bytes of the body, as they are.
 
         """
         given = tuple((headers or {}).items())
-        said = any(name.lower() == "content-type" for name, _ in given)
-        reply = Reply(code, body, given if said else (("Content-Type", JSON), *given))
+        has_type = any(name.lower() == "content-type" for name, _ in given)
+        reply = Reply(code, body, given if has_type else (("Content-Type", JSON), *given))
         return cls._canned("status", reply, code=code, headers=given, body=body)
 
     @classmethod
@@ -100,8 +105,9 @@ class Fault:
         """Reset the connection (a TCP RST).
 
         Args:
-            at: `"accept"`: as the request comes, before any byte of an answer; `"headers"`: half-way through the
-                headers of the answer due; `"body"`: half-way through its body.
+            at: `"accept"`: once the request has come, before any byte of an answer;
+                `"headers"`: half-way through the headers of the answer due;
+                `"body"`: half-way through its body.
 
         """
 
@@ -120,7 +126,7 @@ class Fault:
 
     @classmethod
     def truncate(cls) -> Self:
-        """Promise the whole body of the answer due by `Content-Length`, send half of it and close."""
+        """Send the answer due with its full `Content-Length` but half of its body, and close."""
 
         async def play(wire: Wire) -> bool:
             await wire.send(wire.due.head() + wire.due.body[: len(wire.due.body) // 2])
@@ -130,22 +136,22 @@ class Fault:
 
     @classmethod
     def bad_chunking(cls) -> Self:
-        """Send the answer due in chunks whose second size is no hexadecimal number, and close."""
+        """Send the answer due in chunks, the second of them with an invalid size, and close."""
 
         async def play(wire: Wire) -> bool:
             half = wire.due.body[: len(wire.due.body) // 2]
             head = wire.due.head(framing="Transfer-Encoding: chunked")
-            await wire.send(head + _chunk(half) + b"this is no size\r\n" + wire.due.body + b"\r\n")
+            await wire.send(head + _chunk(half) + b"not a size\r\n" + wire.due.body + b"\r\n")
             return False
 
         return cls("bad_chunking", (), _AS_DUE, play)
 
     @classmethod
     def stall(cls, seconds: float | None = None) -> Self:
-        """Send nothing, then the answer due.
+        """Wait, then send the answer due.
 
         Args:
-            seconds: how long; None: until the client goes, or the server is closed.
+            seconds: how long; None: until the client disconnects or the server is closed.
 
         """
 
@@ -161,7 +167,7 @@ class Fault:
 
     @classmethod
     def drip(cls, interval: float) -> Self:
-        """Send the answer due a byte at a time, `interval` seconds apart."""
+        """Send the answer due byte by byte, `interval` seconds apart."""
 
         async def play(wire: Wire) -> bool:
             for byte in wire.due.encode():
@@ -173,7 +179,7 @@ class Fault:
 
     @classmethod
     def garbage(cls) -> Self:
-        """Send bytes that are no HTTP at all, and close."""
+        """Send bytes that are not HTTP, and close."""
 
         async def play(wire: Wire) -> bool:
             await wire.send(b"\x16\x03\x01 7h15 15 n0 5t4tu5 l1n3 \xff\xfe\r\n\r\n")
@@ -183,7 +189,7 @@ class Fault:
 
     @classmethod
     def body(cls, data: bytes, content_type: str | None = "application/json") -> Self:
-        """Answer 200 with a body of your own; `odd_answers` has a set of them.
+        """Answer 200 with a given body; `odd_answers` returns a collection of them.
 
         Args:
             data: the bytes of the body, as they are.
@@ -195,7 +201,9 @@ class Fault:
 
     @classmethod
     def gzip_bomb(cls, size: int) -> Self:
-        """Answer 200 with a completed task whose result is `size` bytes of JSON string, gzipped: about a thousandth of it.
+        """Answer 200 with a completed task whose result is a string of `size` bytes, gzipped.
+
+        On the wire it is about a thousandth of that.
 
         Args:
             size: the length of the result after decompression, in bytes.
@@ -208,9 +216,8 @@ class Fault:
             await wire.send(Reply(200, headers=headers).head(framing="Transfer-Encoding: chunked"))
             for block in _huge_answer(wire, size):
                 await wire.send(_chunk(gzip.compress(block)))
-                await asyncio.sleep(
-                    0
-                )  # others get their turn between blocks: a drained transport never waits
+                # drain() doesn't wait while there is room, so let the loop's other tasks run here.
+                await asyncio.sleep(0)
             await wire.send(_chunk(gzip.flush()) + b"0\r\n\r\n")
             return True
 
@@ -218,10 +225,11 @@ class Fault:
 
     @classmethod
     def endless(cls) -> Self:
-        """Answer 200 with a body that goes on until the client goes."""
+        """Answer 200 with a body that does not end until the client disconnects."""
 
         async def play(wire: Wire) -> bool:
-            await wire.send(Reply(200).head(framing="Transfer-Encoding: chunked") + _chunk(b'{"result": "'))
+            head = Reply(200).head(framing="Transfer-Encoding: chunked")
+            await wire.send(head + _chunk(b'{"result": "'))
             while True:
                 await wire.send(_chunk(b"x" * _BLOCK))
                 await asyncio.sleep(0)
@@ -233,7 +241,7 @@ class Fault:
         """Answer with a redirect.
 
         Args:
-            location: what the `Location` header says: a path or a URL of any origin and scheme.
+            location: the `Location` header: a path, or a URL of any origin and scheme.
             code: the status, 301, 302, 303, 307 or 308.
 
         """
@@ -242,7 +250,7 @@ class Fault:
 
     @classmethod
     def oversized_headers(cls) -> Self:
-        """Answer 200 with a header of 64 KiB: eight times what common HTTP parsers take."""
+        """Answer 200 with a header of 64 KiB, eight times the limit of common HTTP parsers."""
 
         async def play(wire: Wire) -> bool:
             headers = (*wire.due.headers, ("X-Oversized", "x" * 2**16))
@@ -253,7 +261,7 @@ class Fault:
 
     @classmethod
     def close_after(cls) -> Self:
-        """Send the answer due as if the connection stayed open, then close it without having said so."""
+        """Send the answer due without `Connection: close`, then close the connection."""
 
         async def play(wire: Wire) -> bool:
             await wire.send(wire.due.encode())
@@ -271,15 +279,16 @@ class Fault:
 
 
 def odd_answers(task_id: str) -> dict[str, Fault]:
-    """Give bodies of a 200 that a client has to get through unhurt, each a `Fault.body`, by the name of what is odd.
+    """Return unusual bodies of a 200 that a client must survive: a `Fault.body` by name.
 
-    Some are beyond reading, some merely unusual answers of a completed task, which a client is free to take. A status
-    that goes backwards is no fault but a lifecycle: `server.add("a", [("processing", 1), ("pending", 1)])`.
+    Some can't be read at all. Others are unusual answers about a completed task, which a client may
+    accept. A status that goes backwards is a lifecycle, not a fault:
+    `server.add("a", [("processing", 1), ("pending", 1)])`.
     """
     head = f'{{"taskId": {json.dumps(task_id)}, "status": "completed", "result": '
     good = f"{head}{{}}}}".encode()
     return {
-        "html": Fault.body(b"<!doctype html><title>Just a moment...</title>", content_type="text/html"),
+        "html": Fault.body(b"<!doctype html><title>Just a moment...</title>", "text/html"),
         "empty": Fault.body(b""),
         "null": Fault.body(b"null"),
         "cut short": Fault.body(good[:-2]),
@@ -297,7 +306,7 @@ def odd_answers(task_id: str) -> dict[str, Fault]:
 
 
 class FaultBook:
-    """The faults queued, those drawn at random, and the account of which have fired. Fit for threads."""
+    """The faults queued, those drawn at random, and those that were played. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -308,17 +317,17 @@ class FaultBook:
         self._random = Random()
 
     def queue(self, task_id: str | None, faults: Iterable[Fault]) -> None:
-        """Queue faults for the next requests for `task_id`; None: for the next requests, whatever the id."""
+        """Queue faults for the next requests for `task_id`; None: for the next ones of any id."""
         with self._lock:
             self._queues.setdefault(task_id, deque()).extend(faults)
 
     def draw_from(self, share: float, faults: tuple[Fault, ...], random: Random) -> None:
-        """Let each request that has no queued fault get, with probability `share`, one of `faults`."""
+        """Draw one of `faults` with probability `share` for each request without a queued one."""
         with self._lock:
             self._share, self._drawn, self._random = share, faults, random
 
     def take(self, task_id: str | None) -> Fault | None:
-        """Give the fault that the next request for `task_id` gets, if any, and count it as fired."""
+        """Return the fault for a request for `task_id`, if any, and record it as played."""
         if not self._queues and not self._share:
             return None
         with self._lock:
@@ -334,17 +343,17 @@ class FaultBook:
             return fault
 
     def left(self) -> list[Fault]:
-        """List the queued faults that no request has met yet."""
+        """Return the queued faults that no request has met yet."""
         with self._lock:
             return [fault for queue in self._queues.values() for fault in queue]
 
     def fired(self) -> list[Fault]:
-        """List the faults that requests have met, in order."""
+        """Return the faults that requests have met, in order."""
         with self._lock:
             return list(self._fired)
 
     def clear(self) -> None:
-        """Forget all faults, queued, drawn and fired."""
+        """Remove all faults: queued, drawn and played."""
         with self._lock:
             self._queues.clear()
             self._fired.clear()

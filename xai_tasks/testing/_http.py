@@ -1,4 +1,4 @@
-"""Answers as bytes: what `TaskServer` puts on the wire."""
+"""HTTP answers as the bytes that `TaskServer` writes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ JSON = "application/json; charset=utf-8"
 
 @frozen
 class Reply:
-    """One HTTP answer, not yet sent."""
+    """An HTTP answer to send."""
 
     status: int
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = (("Content-Type", JSON),)
 
     def head(self, *, framing: str | None = None, keep_alive: bool = True) -> bytes:
-        """Give everything before the body.
+        """Return everything before the body.
 
         Args:
-            framing: the header that tells where the body ends; None: its length.
+            framing: the header that marks the end of the body; None: `Content-Length`.
             keep_alive: False adds `Connection: close`.
 
         """
@@ -39,31 +39,32 @@ class Reply:
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
     def encode(self, *, keep_alive: bool = True) -> bytes:
-        """Give the whole answer."""
+        """Return the whole answer."""
         head = self.head(keep_alive=keep_alive)
         return head if self._bodiless else head + self.body
 
     @property
     def _bodiless(self) -> bool:
-        # By definition of the status: what came after it would be taken for the next answer.
+        # These statuses have no body: what followed would be read as the next answer.
         return self.status < 200 or self.status in {204, 304}
 
 
 def refusal(
     status: int, message: str, headers: Iterable[tuple[str, str]] = (), task_id: str | None = None
 ) -> Reply:
-    """Make an error answer. The API's documents are silent on its body; `TaskServer` says what this one is."""
-    error: dict[str, object] = {"statusCode": status, "message": message, "error": responses[status]}
+    """Build an error answer with a body like NestJS's; see `TaskServer`."""
+    phrase = responses[status]
+    error: dict[str, object] = {"statusCode": status, "message": message, "error": phrase}
     if task_id is not None:
         error["traceId"] = f"trace-{task_id}"
     return Reply(status, json.dumps(error).encode(), (("Content-Type", JSON), *headers))
 
 
 class Sent(web.StreamResponse):
-    """Tells `aiohttp.web` that the answer has left already, written to the transport by us.
+    """Tells `aiohttp.web` that the answer has been sent: we write to the transport ourselves.
 
-    That is how faults get to say what no well-made answer could, and it is quicker: 8 microseconds off the 40 that an
-    exchange takes with `web.Response`, client included.
+    So faults can send what `web.Response` never would. It is also faster: 32 microseconds instead
+    of 40 for a request and its answer, client included.
     """
 
     def __init__(self, *, keep_alive: bool) -> None:
@@ -87,14 +88,14 @@ HANG_UP = Sent(keep_alive=False)
 
 
 def transport_of(request: web.BaseRequest) -> asyncio.Transport:
-    """Give the request's connection; it has one for as long as it is handled, since handlers are cancelled with it."""
+    """Return the request's connection. Handlers are cancelled when it is lost, so there is one."""
     return cast("asyncio.Transport", request.transport)
 
 
 def send(request: web.BaseRequest, reply: Reply) -> web.StreamResponse:
-    """Write an answer to the request's connection; what comes back is for `aiohttp.web`."""
+    """Write an answer to the request's connection; return what the handler must return."""
     stays = request.keep_alive
     data = reply.encode(keep_alive=stays)
-    # The answer to a HEAD is one without its body.
+    # The answer to a HEAD request has no body.
     transport_of(request).write(data if request.method != "HEAD" else data[: -len(reply.body)])
     return KEEP_ALIVE if stays else HANG_UP

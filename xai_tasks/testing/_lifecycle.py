@@ -1,4 +1,4 @@
-"""Tasks that live on a clock: what a look at one says, and when it ends."""
+"""Tasks that change with the clock: what the API answers about one, and when it ends."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ Step: TypeAlias = str | tuple[str, float | None]
 """A status and the seconds it lasts. None, or a status alone: until `TaskServer.advance`."""
 
 Ending: TypeAlias = bool | str | tuple[str, int | float | str]
-"""How a task that does not complete ends: True, its error message, or (error message, error code)."""
+"""How a task ends that does not complete: True, an error message, or (message, code)."""
 
 Dated: TypeAlias = Callable[[float], str]
-"""Turns a time of the server's clock into the date that answers show."""
+"""A function from a time of the server's clock to the date that answers show."""
 
 
 class Lifecycle:
-    """One task: its steps, and the end behind them.
+    """One task: its steps, then its end.
 
     Args:
-        created: the server's clock at its birth, in seconds.
+        created: when it was created, in seconds of the server's clock.
         steps: each status, and the seconds it lasts; None: until `advance`.
-        ending: what is said of it after the last step, as `ending_of` gives it.
+        ending: the JSON members of the ended task, from `ending_of`.
 
     """
 
     __slots__ = ("_created", "_ending", "_index", "_since", "_steps")
 
-    def __init__(self, created: float, steps: tuple[tuple[str, float | None], ...], ending: str) -> None:
+    def __init__(
+        self,
+        created: float,
+        steps: tuple[tuple[str, float | None], ...],
+        ending: str,
+    ) -> None:
         self._created = created
         self._steps = steps
         self._ending = ending
@@ -47,7 +52,7 @@ class Lifecycle:
             self._index += 1
 
     def advance(self, now: float) -> None:
-        """Begin the next step now, whatever was left of this one.
+        """Begin the next step now, even if this one is not over.
 
         Raises:
             ValueError: the task has ended.
@@ -61,7 +66,7 @@ class Lifecycle:
 
     @property
     def ends_at(self) -> float | None:
-        """The clock at which it ends or has ended; None while a step ahead has no length."""
+        """When it ends or has ended; None while a step ahead waits for `advance`."""
         end = self._since
         for _, seconds in self._steps[self._index :]:
             if seconds is None:
@@ -69,24 +74,24 @@ class Lifecycle:
             end += seconds
         return end
 
-    def look(self, task_id: str, now: float, dated: Dated) -> bytes:
-        """Answer a look at `now` with a `TaskResultDto` as JSON."""
+    def answer(self, task_id: str, now: float, dated: Dated) -> bytes:
+        """Return the `TaskResultDto` at `now` as JSON."""
         self._settle(now)
         if self._index < len(self._steps):
-            said = f'"status":{json.dumps(self._steps[self._index][0])}'
+            state = f'"status":{json.dumps(self._steps[self._index][0])}'
         else:
-            said = f'{self._ending},"finishedAt":"{dated(self._since)}"'
+            state = f'{self._ending},"finishedAt":"{dated(self._since)}"'
         return (
-            f'{{"taskId":{json.dumps(task_id)},{said},"createdAt":"{dated(self._created)}",'
+            f'{{"taskId":{json.dumps(task_id)},{state},"createdAt":"{dated(self._created)}",'
             f'"traceId":{json.dumps("trace-" + task_id)}}}'
         ).encode()
 
 
 def steps_of(steps: str | Iterable[Step]) -> tuple[tuple[str, float | None], ...]:
-    """Bring the ways to write steps into one.
+    """Return steps in one form, whichever way they were written.
 
     Raises:
-        ValueError: a length of time is negative or NaN.
+        ValueError: a duration is negative or NaN.
 
     """
     pairs: list[tuple[str, float | None]] = []
@@ -104,14 +109,18 @@ def ending_of(
     cancelled: Ending | None = None,
     timeout: Ending | None = None,
 ) -> str:
-    """Give the JSON members that an ended task shows: its status and its result or error.
+    """Return the JSON members of an ended task: its status and its result or error.
 
     Raises:
         ValueError: more than one of the four is given.
-        TypeError: the result is nothing that JSON can hold.
+        TypeError: the result can't be written as JSON.
 
     """
-    others = {TaskStatus.FAILED: failed, TaskStatus.CANCELLED: cancelled, TaskStatus.TIMEOUT: timeout}
+    others = {
+        TaskStatus.FAILED: failed,
+        TaskStatus.CANCELLED: cancelled,
+        TaskStatus.TIMEOUT: timeout,
+    }
     given = {status: how for status, how in others.items() if how is not None and how is not False}
     if len(given) + (result is not None) > 1:
         raise ValueError("give only one of result, failed, cancelled and timeout")

@@ -1,4 +1,4 @@
-"""Listening on loopback: in the running loop, or in a thread with a loop of its own."""
+"""Listen on loopback, in the running loop or in a thread with its own loop."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from contextlib import contextmanager
 
 from aiohttp import web
 
-_FOR_EVER = 1e9
-"""Seconds; finite, since not every event loop takes a timer without end."""
+_UNLIMITED = 1e9
+"""Seconds; finite, because not every event loop accepts an infinite timer."""
 
 
 class Listener:
-    """A loopback port, and the connections to it.
+    """A loopback port and its connections.
 
     Args:
-        handle: answers a request.
-        port: where to listen; 0: a free port, which it then keeps.
-        ssl_context: speak TLS with it.
+        handle: called with each request; returns the response.
+        port: where to listen; 0: a free port, kept from then on.
+        ssl_context: use TLS with it.
 
     """
 
@@ -43,24 +43,30 @@ class Listener:
         return f"{'http' if self._ssl_context is None else 'https'}://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Start to listen.
+        """Start listening.
 
         Raises:
-            RuntimeError: it does already.
+            RuntimeError: it already listens.
             OSError: the port is taken.
 
         """
         if self._runner is not None:
             raise RuntimeError("the server runs already")
-        # Handlers are cancelled when the client goes, so that no stalled answer outlives its connection. An idle
-        # connection is kept for 30 years: with a fake clock, the hour that aiohttp gives it is soon gone.
+        # Handlers are cancelled when the client disconnects, so no stalled answer outlives its
+        # connection. Idle connections are kept: a fake clock soon passes aiohttp's limit, an hour.
         server = web.Server(
-            self._handle, access_log=None, handler_cancellation=True, keepalive_timeout=_FOR_EVER
+            self._handle, access_log=None, handler_cancellation=True, keepalive_timeout=_UNLIMITED
         )
         runner = web.ServerRunner(server, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
-        # A thousand clients may connect at once; with aiohttp's backlog of 128 some would wait a second or more.
-        site = web.TCPSite(runner, "127.0.0.1", self.port, ssl_context=self._ssl_context, backlog=1024)
+        # Tests connect a thousand clients at once. With aiohttp's backlog, 128, some wait a second.
+        site = web.TCPSite(
+            runner,
+            "127.0.0.1",
+            self.port,
+            ssl_context=self._ssl_context,
+            backlog=1024,
+        )
         try:
             await site.start()
         except BaseException:
@@ -70,7 +76,7 @@ class Listener:
         self._runner = runner
 
     async def aclose(self) -> None:
-        """Stop to listen and drop every connection, answered or not. Closing twice is fine."""
+        """Stop listening and drop every connection, answered or not. Closing twice is fine."""
         runner, self._runner = self._runner, None
         if runner is None:
             return
@@ -82,7 +88,7 @@ class Listener:
 
 @contextmanager
 def loop_in_thread() -> Generator[asyncio.AbstractEventLoop, None, None]:
-    """Run an event loop in a thread for as long as the context lasts."""
+    """Run an event loop in a thread while the context is open."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="TaskServer", daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""What the server saw: its request log, and waiting for it to grow."""
+"""The log of requests, and a way to wait for more of them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from attrs import field, frozen
 
 @frozen
 class RequestRecord:
-    """One request as the server saw it."""
+    """One request as the server received it."""
 
     task_id: str | None
-    """The `taskId` asked for; None where the request had none."""
+    """The `taskId` requested; None if the request had none."""
     time: float
     """When it came, in seconds of the server's event loop clock."""
     headers: Mapping[str, str] = field(repr=False)
-    """Its headers, names case-insensitive. Not in the repr: they hold the key."""
+    """Its headers; names are case-insensitive. Not in the repr, because they hold the key."""
     status: int | None
-    """The HTTP status it was answered with; None where a fault let none out."""
+    """The HTTP status of the answer; None if a fault sent none."""
 
 
 class RequestLog:
-    """The requests seen: all counted, the newest kept.
+    """The requests received: all are counted, the newest are kept.
 
     Args:
         limit: how many records to keep; None: all.
@@ -37,37 +37,37 @@ class RequestLog:
         self._waiters: list[asyncio.Future[None]] = []
         self._lock = threading.Lock()
         self.total = 0
-        """Requests seen."""
+        """Requests received."""
 
     def add(self, record: RequestRecord) -> None:
-        """Take a request in; whoever waits for it is woken."""
+        """Record a request, and wake the waiters."""
         self._records.append(record)
         self.total += 1
         if self._waiters:
             with self._lock:
                 waiters, self._waiters = self._waiters, []
             for waiter in waiters:
-                # The waiter's loop may run in another thread than the server's, and may be closed by now.
+                # The waiter's loop may run in another thread, and may be closed by now.
                 if not waiter.get_loop().is_closed():
                     waiter.get_loop().call_soon_threadsafe(_wake, waiter)
 
     async def wait_until(self, reached: Callable[[], bool]) -> None:
-        """Wait, in whichever loop the caller runs, until a request makes `reached` true."""
+        """Wait until a request makes `reached` true. Works in any loop of any thread."""
         while True:
             waiter = asyncio.get_running_loop().create_future()
             with self._lock:
                 self._waiters.append(waiter)
-            # Asked only now that the next request will wake us: one that comes in between is not missed.
+            # Checked only after the waiter is registered, so no request in between is missed.
             if reached():
                 return
             await waiter
 
     def records(self) -> list[RequestRecord]:
-        """Copy the records kept, oldest first."""
+        """Return the records kept, oldest first."""
         return list(self._records)
 
     def clear(self) -> None:
-        """Forget all requests; who waits goes on waiting."""
+        """Remove all records. Waiters keep waiting."""
         self._records.clear()
         self.total = 0
 

@@ -14,9 +14,9 @@ from typing import Any, Self, TypedDict, Unpack
 
 from aiohttp import web
 
+from xai_tasks.testing._checks import RequestChecks, TokenBucket, requested_id
 from xai_tasks.testing._durations import Duration, constant
 from xai_tasks.testing._faults import Fault, FaultBook, Wire
-from xai_tasks.testing._gate import Gate, TokenBucket, asked_for
 from xai_tasks.testing._http import HANG_UP, KEEP_ALIVE, Reply, refusal, send
 from xai_tasks.testing._lifecycle import Ending, Lifecycle, Step, ending_of, steps_of
 from xai_tasks.testing._listener import Listener, loop_in_thread
@@ -40,31 +40,33 @@ class TaskServer:
     Use it as::
 
         async with TaskServer() as server:
-            server.add("a", [("pending", 0.1), ("processing", 0.5)], result={"videoUrl": "https://..."})
+            server.add("a", [("pending", 0.1), ("processing", 0.5)], result={"videoUrl": "..."})
             async with TaskClient("test", base_url=server.url) as client:
                 task = await client.wait("a")
 
-    Its clock is `loop.time()` of the loop it runs in, so with a fake clock a ten-minute task takes milliseconds; the
-    dates in answers follow that clock. What a request gets is settled when it comes, in this order: the answer due
-    (401, 429, 422, 404 or the task), then the fault, if there is one for it, that spoils it.
+    Its clock is `loop.time()` of the loop it runs in, so with a fake clock a ten-minute task takes
+    milliseconds. The dates in answers follow that clock. The answer to a request is decided when it
+    comes: first the answer due (401, 429, 422, 404 or the task), then the fault, if one is queued.
 
-    Where the API's documents are silent, this server chose:
+    The API's documents leave some things open. This server chose:
 
-    - An error is `{"statusCode": ..., "message": ..., "error": <the status's phrase>}` as JSON. 404 and 429 also have
-      a `traceId`, 401 a `WWW-Authenticate: Bearer`, 405 (any method but GET) an `Allow`.
-    - No key or a wrong one: 401. No `taskId`: 422. An unknown one, the empty one among them, or another path: 404.
+    - An error is `{"statusCode": ..., "message": ..., "error": <the status's phrase>}` as JSON.
+      404 and 429 also have a `traceId`, 401 a `WWW-Authenticate: Bearer`, 405 (any method but GET)
+      an `Allow`.
+    - No key or a wrong one: 401. No `taskId`: 422. An unknown or empty one, or another path: 404.
     - Over the limit: 429, with the `Retry-After` that `limit` was given.
-    - A completed task shows `result`, null if it has none; a failed, cancelled or timed out one `errorMessage` and
-      `errorCode` where they were given. `finishedAt` comes with the end, `createdAt` and `traceId` always.
+    - A completed task shows `result`, null if it has none. A failed, cancelled or timed out one
+      shows `errorMessage` and `errorCode` where they were given. `finishedAt` comes with the end,
+      `createdAt` and `traceId` always.
 
-    A server may be closed and started again: it keeps its port, its tasks and their clocks.
+    A server may be closed and started again. It keeps its port, its tasks and their clocks.
 
     Args:
-        api_key: the bearer key, or keys, that it takes; None: requests need none.
+        api_key: the bearer key, or keys, accepted; None: requests need none.
         port: where to listen; 0: a free port.
-        ssl_context: speak TLS with it; the URL then begins with https.
+        ssl_context: use TLS with it; the URL then begins with https.
         latency: seconds (>= 0) from a request to its answer, or a distribution of them.
-        log_limit: how many of the newest requests to keep in `requests`, for runs of a million; None: all.
+        log_limit: how many of the newest requests to keep in `requests`; None: all.
 
     Raises:
         ValueError: the latency or the limit is negative.
@@ -81,7 +83,7 @@ class TaskServer:
         log_limit: int | None = None,
     ) -> None:
         self._listener = Listener(self._handle, port, ssl_context)
-        self._gate = Gate(api_key)
+        self._checks = RequestChecks(api_key)
         self._tasks = TaskBook()
         self._faults = FaultBook()
         self._log = RequestLog(log_limit)
@@ -91,10 +93,10 @@ class TaskServer:
         self.latency = latency
 
     async def start(self) -> None:
-        """Start to listen.
+        """Start listening.
 
         Raises:
-            RuntimeError: it runs already.
+            RuntimeError: it already listens.
             OSError: the port is taken.
 
         """
@@ -104,7 +106,7 @@ class TaskServer:
         await self._listener.start()
 
     async def aclose(self) -> None:
-        """Stop to listen and drop every connection, answered or not. Closing twice is fine."""
+        """Stop listening and drop every connection, answered or not. Closing twice is fine."""
         await self._listener.aclose()
 
     async def __aenter__(self) -> Self:
@@ -112,22 +114,25 @@ class TaskServer:
         return self
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
 
     @classmethod
     @contextmanager
     def in_thread(cls, **options: Unpack[ServerOptions]) -> Generator[Self, None, None]:
-        """Run a server in a thread and an event loop of its own, for synchronous tests.
+        """Run a server in its own thread and event loop, for synchronous tests.
 
         Use it as::
 
             with TaskServer.in_thread() as server:
                 server.add("a", result={})
 
-        Its methods may be called from any thread and `wait_for_requests` from any loop, but for `start` and `aclose`.
-        Its clock is the system's.
+        Its methods may be called from any thread, and `wait_for_requests` from any loop; `start`
+        and `aclose` may not. Its clock is the system's.
 
         Args:
             **options: those of `TaskServer`.
@@ -143,7 +148,7 @@ class TaskServer:
 
     @property
     def url(self) -> str:
-        """The origin it listens at, to give to a client as `base_url`.
+        """The origin it listens at: the `base_url` for a client.
 
         Raises:
             RuntimeError: the server was never started, so it has no port yet.
@@ -155,16 +160,16 @@ class TaskServer:
 
     @property
     def api_key(self) -> str | Collection[str] | None:
-        """The bearer key, or keys, that it takes, None where requests need none. May be set while it runs."""
-        return self._gate.api_key
+        """The bearer key, or keys, accepted; None: requests need none. May be set at any time."""
+        return self._checks.api_key
 
     @api_key.setter
     def api_key(self, api_key: str | Collection[str] | None) -> None:
-        self._gate.api_key = api_key
+        self._checks.api_key = api_key
 
     @property
     def latency(self) -> float | Duration:
-        """Seconds from a request to its answer, or a distribution of them. May be set while it runs."""
+        """Seconds from a request to its answer, or a distribution. May be set at any time."""
         return self._latency
 
     @latency.setter
@@ -183,30 +188,31 @@ class TaskServer:
         cancelled: Ending | None = None,
         timeout: Ending | None = None,
     ) -> str:
-        """Add a task; its clock starts now. An older one of that id is replaced.
+        """Add a task; its clock starts now. It replaces an older one of the same id.
 
-        In a few forms::
+        Some forms::
 
-            server.add("a", result={"videoUrl": "https://..."})                            # completed already
+            server.add("a", result={"videoUrl": "https://..."})      # completed already
             server.add("b", [("pending", 0.1), ("processing", 0.5)], failed=("bad prompt", 40001))
-            server.add("c", "processing", cancelled=True)                                  # until server.advance("c")
+            server.add("c", "processing", cancelled=True)            # until server.advance("c")
 
         Args:
             task_id: any string but "".
-            steps: the statuses it goes through before its end, in any order, also ones the API does not know: each a
-                pair of status and seconds (>= 0), where None means until `advance`, as does a status alone.
-            result: what it completes with, as JSON can hold it. It completes if none of the next three is given.
+            steps: the statuses before its end, in any order, also unknown ones: each a pair of
+                status and seconds (>= 0). None for seconds, or a status alone: until `advance`.
+            result: what it completes with, any JSON value. It completes if none of the next three
+                is given.
             failed: it fails: True, the error message, or a pair of error message and error code.
             cancelled: it is cancelled, in the same forms.
             timeout: it times out on the server, in the same forms.
 
         Returns:
-            The id.
+            the id.
 
         Raises:
             RuntimeError: the server was never started, so there is no clock yet.
             ValueError: a step's time is negative, more than one end is given, or the id is empty.
-            TypeError: the result is nothing that JSON can hold.
+            TypeError: the result can't be written as JSON.
 
         """
         if not task_id:
@@ -227,27 +233,30 @@ class TaskServer:
     ) -> Sequence[str]:
         """Add `n` made-up tasks; the clock of all of them starts now.
 
-        As in::
+        Example::
 
             ids = server.add_many(1_000, duration=lognormal(45, 0.5), failed=0.02)
 
-        Each is pending for a tenth of its time and processing for the rest. They are cheap: 9 bytes each and 8 more
-        for its count of requests.
+        Each is pending for a tenth of its time and processing for the rest. A task takes 9 bytes,
+        and its request count 8 more.
 
         Args:
             n: how many.
             duration: how long they take, in seconds: `constant`, `uniform` or `lognormal`.
-            failed: the share of them that fails in the end, 0 to 1.
-            result: what those that complete do so with; None: `{"videoUrl": ...}` of a host that does not exist.
-            prefix: ids are this, a hyphen and a number from 0; None: `task1` for the first call, `task2` for the next.
+            failed: the share that fails in the end, 0 to 1.
+            result: the result of each that completes; None: `{"videoUrl": ...}` on a host that does
+                not exist.
+            prefix: ids are this, a hyphen and a number from 0; None: `task1` for the first call,
+                `task2` for the next.
             seed: the same seed gives the same durations and failures.
 
         Returns:
-            The ids, as a sequence that makes them when they are asked for.
+            the ids, as a sequence that computes them on demand.
 
         Raises:
             RuntimeError: the server was never started, so there is no clock yet.
-            ValueError: there are made-up tasks of that prefix already, or `failed` is out of range.
+            ValueError: there are made-up tasks with that prefix already, or `failed` is out of
+                range.
 
         """
         if not 0 <= failed <= 1:
@@ -266,7 +275,7 @@ class TaskServer:
         return tasks
 
     def advance(self, task_id: str) -> None:
-        """Begin a task's next step now, or its end if that was the last, whatever time was left.
+        """Begin a task's next step now, or its end after the last one.
 
         Raises:
             KeyError: there is no such task.
@@ -276,10 +285,10 @@ class TaskServer:
         self._tasks.advance(task_id, self._now())
 
     def ends_at(self, task_id: str) -> float | None:
-        """Say when a task ends or has ended, in seconds of the server's clock.
+        """Return when a task ends or has ended, in seconds of the server's clock.
 
         Returns:
-            The time; None while a step ahead of it lasts until `advance`.
+            the time; None while a step ahead waits for `advance`.
 
         Raises:
             KeyError: there is no such task.
@@ -288,58 +297,67 @@ class TaskServer:
         return self._tasks.find(task_id).ends_at
 
     def fault(self, task_id: str | None, *faults: Fault) -> None:
-        """Queue what goes wrong with the next requests, one fault for each.
+        """Queue faults for the next requests, one fault per request.
 
         Args:
-            task_id: the id whose requests are meant; None: the next requests, whatever the id. A request takes from
-                its own id's queue first.
-            *faults: in the order they happen; `[Fault.status(503)] * 3` is three requests' worth.
+            task_id: the id whose requests get the faults; None: the next requests of any id.
+                A request takes from its own id's queue first.
+            *faults: in order; `*[Fault.status(503)] * 3` is enough for three requests.
 
         """
         self._faults.queue(task_id, faults)
 
     def disturb(self, share: float, *faults: Fault, seed: int = 0) -> None:
-        """Let faults happen at random until it is called again.
+        """Play faults at random, until the next call.
 
-        As in::
+        Example::
 
             server.disturb(1.0, Fault.status(503))      # an outage
             server.disturb(0.2, Fault.reset(), Fault.status(502), Fault.truncate())
-            server.disturb(0.0)                         # fair weather
+            server.disturb(0.0)                         # no more faults
 
         Args:
-            share: the share of requests, 0 to 1, that get a fault; those with a queued fault get that one.
-            *faults: each as likely as the others.
+            share: the share of requests, 0 to 1, that get a fault; a queued fault goes first.
+            *faults: all equally likely.
             seed: the same seed draws the same faults.
 
         Raises:
-            ValueError: the share is not within 0 and 1, or there is a share but no fault.
+            ValueError: the share is not within 0 and 1, or it is positive and no fault is given.
 
         """
         if not 0 <= share <= 1:
             raise ValueError(f"share must be within 0 and 1, not {share!r}")
         if share and not faults:
-            raise ValueError("name the faults that are to happen")
+            raise ValueError("name the faults to draw from")
         self._faults.draw_from(share, faults, Random(seed))
 
     @property
     def faults_left(self) -> list[Fault]:
-        """The queued faults that no request has met yet; `assert not server.faults_left` ends a good fault test."""
+        """The queued faults that no request has met yet.
+
+        End a test of faults with `assert not server.faults_left`.
+        """
         return self._faults.left()
 
     @property
     def faults_fired(self) -> list[Fault]:
-        """The faults that requests have met, in order, those drawn by `disturb` among them."""
+        """The faults that requests have met, in order, including those drawn by `disturb`."""
         return self._faults.fired()
 
-    def limit(self, rate: float | None, burst: int = 1, *, retry_after: float | str | None = 1.0) -> None:
-        """Limit how fast requests are let in, by a token bucket; the others get a 429.
+    def limit(
+        self,
+        rate: float | None,
+        burst: int = 1,
+        *,
+        retry_after: float | str | None = 1.0,
+    ) -> None:
+        """Limit the rate of requests by a token bucket; those over it get a 429.
 
         Args:
-            rate: requests per second over time, > 0; None: no limit any more.
-            burst: requests let in at once, >= 1.
-            retry_after: what a 429's `Retry-After` says: seconds, or a string such as an HTTP date as it is; None: there
-                is no such header.
+            rate: requests per second over time, > 0; None: no limit.
+            burst: requests accepted at once, >= 1.
+            retry_after: the `Retry-After` of a 429: seconds, or a string such as an HTTP date, sent
+                as it is; None: no such header.
 
         Raises:
             RuntimeError: the server was never started, so there is no clock yet.
@@ -347,38 +365,44 @@ class TaskServer:
 
         """
         if rate is None:
-            self._gate.bucket = None
+            self._checks.bucket = None
             return
         if not (rate > 0 and burst >= 1):
             raise ValueError(f"need rate > 0 and burst >= 1, not {rate!r} and {burst!r}")
-        said = retry_after if isinstance(retry_after, str | None) else f"{retry_after:g}"
-        self._gate.bucket = TokenBucket(rate, burst, self._now(), said)
+        header = retry_after if isinstance(retry_after, str | None) else f"{retry_after:g}"
+        self._checks.bucket = TokenBucket(rate, burst, self._now(), header)
 
     @property
     def requests(self) -> list[RequestRecord]:
-        """The requests seen, oldest first, as many as `log_limit` keeps. HTTP that can't be parsed is not among them."""
+        """The requests received, oldest first, as many as `log_limit` keeps.
+
+        HTTP that can't be parsed is not among them.
+        """
         return self._log.records()
 
     def count(self, task_id: str | None = None) -> int:
-        """Count the requests seen for an id, known or not; None: all requests."""
+        """Return the number of requests for an id, known or not; None: of all requests."""
         return self._log.total if task_id is None else self._tasks.count(task_id)
 
     async def wait_for_requests(self, n: int, task_id: str | None = None) -> None:
-        """Wait until `n` requests have come, counted as `count` does: from the start of the server, or its last `reset`.
+        """Wait until the server has received `n` requests since it started, or was last `reset`.
 
         Args:
-            n: how many.
-            task_id: count those for this id alone; None: all.
+            n: how many, as `count` counts them.
+            task_id: count those for this id only; None: all.
 
         """
         await self._log.wait_until(lambda: self.count(task_id) >= n)
 
     def reset(self) -> None:
-        """Make it as new: no tasks, faults, limit or log, the key and latency it was made with. It goes on running."""
+        """Remove all tasks, faults, limits and records; restore the key and latency.
+
+        The server keeps running.
+        """
         self._tasks.clear()
         self._faults.clear()
         self._log.clear()
-        self._gate.bucket = None
+        self._checks.bucket = None
         self.api_key, self.latency = self._initial
 
     def _now(self) -> float:
@@ -387,32 +411,35 @@ class TaskServer:
         return self._loop.time()
 
     def _dated(self, moment: float) -> str:
-        # Milliseconds and Z, as JavaScript servers write dates.
+        # Milliseconds and Z: the form of JavaScript servers.
         date = datetime.fromtimestamp(self._wall + moment, UTC)
         return date.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        task_id = asked_for(request.raw_path)
+        task_id = requested_id(request.raw_path)
         now = self._now()
         due = self._due(request, task_id, now)
         fault = self._faults.take(task_id)
         if task_id is not None:
-            self._tasks.tick(task_id)
-        status = due.status if fault is None else fault._status_sent(due.status)  # noqa: SLF001 -- one kit
+            self._tasks.count_request(task_id)
+        status: int | None = due.status
+        if fault is not None:
+            status = fault._status_sent(due.status)  # noqa: SLF001 -- one kit
         self._log.add(RequestRecord(task_id, now, request.headers, status))
         if self._delay is not None:
             await asyncio.sleep(self._delay(self._random))
         if fault is None:
             return send(request, due)
-        stays = await fault._play(Wire(request, due)) and request.keep_alive  # noqa: SLF001 -- one kit
+        open_after = await fault._play(Wire(request, due))  # noqa: SLF001 -- one kit
+        stays = open_after and request.keep_alive
         return KEEP_ALIVE if stays else HANG_UP
 
     def _due(self, request: web.BaseRequest, task_id: str | None, now: float) -> Reply:
-        if (refused := self._gate.refuse(request, task_id, now)) is not None:
+        if (refused := self._checks.refuse(request, task_id, now)) is not None:
             return refused
         if task_id is None:
             return refusal(422, "taskId is required")
         try:
-            return Reply(200, self._tasks.look(task_id, now, self._dated))
+            return Reply(200, self._tasks.answer(task_id, now, self._dated))
         except KeyError:
             return refusal(404, f"There is no task {task_id!r}", task_id=task_id)

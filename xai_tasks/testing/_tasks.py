@@ -1,4 +1,4 @@
-"""All tasks of a server: those added one by one, and made-up ones by the million."""
+"""All tasks of a server: those added one by one, and made-up ones in bulk."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _FAILURE = ending_of(failed=("made-up failure", 500))
 
 
 class MadeUpTasks(Sequence[str]):
-    """The ids of a made-up workload, a sequence that holds no strings.
+    """The ids of a made-up workload: a sequence that computes its strings on demand.
 
-    A task is nine bytes and its tally of requests eight more: ids and lifecycles are made when they are asked for.
+    A task takes nine bytes, and its request count eight more.
 
     Args:
         prefix: ids are this, a hyphen and a number from 0.
         n: how many.
-        created: the server's clock at their birth, in seconds.
-        duration: draws how long each takes.
-        failed: the share of them that fails, 0 to 1.
-        result: the result of each that completes; None: a made-up URL of a video.
-        random: where durations and failures are drawn from.
+        created: when they were created, in seconds of the server's clock.
+        duration: how long each takes.
+        failed: the share that fails, 0 to 1.
+        result: the result of each that completes; None: a made-up video URL.
+        random: the generator for durations and failures.
 
     """
 
-    __slots__ = ("_created", "_durations", "_ending", "_fails", "_prefix", "_video", "tally")
+    __slots__ = ("_created", "_durations", "_ending", "_fails", "_prefix", "_video", "counts")
 
     def __init__(
         self,
@@ -49,10 +49,10 @@ class MadeUpTasks(Sequence[str]):
         self._durations = array("d", (duration(random) for _ in range(n)))
         self._fails = bytearray(random.random() < failed for _ in range(n))
         self._ending = None if result is None else ending_of(result)
-        # Cut off before the id's number, so that a look need not write JSON anew.
+        # Cut before the id's number, so that an answer needs no JSON encoder.
         self._video = ending_of({"videoUrl": f"https://videos.invalid/{prefix}-"})[: -len('"}')]
-        self.tally = array("L", bytes(n * array("L").itemsize))
-        """Requests seen for each."""
+        self.counts = array("L", bytes(n * array("L").itemsize))
+        """Requests received for each."""
 
     def __len__(self) -> int:
         return len(self._durations)
@@ -68,42 +68,43 @@ class MadeUpTasks(Sequence[str]):
         return [f"{self._prefix}-{number}" for number in numbers]
 
     def __contains__(self, task_id: object) -> bool:
-        return isinstance(task_id, str) and self.place(task_id) is not None
+        return isinstance(task_id, str) and self.find(task_id) is not None
 
     def __repr__(self) -> str:
         return f"<{len(self)} task ids from {self._prefix}-0>"
 
-    def place(self, task_id: str) -> int | None:
-        """Say where the id stands, None if it is none of these."""
+    def find(self, task_id: str) -> int | None:
+        """Return the index of an id, None if it is not one of these."""
         number = task_id[len(self._prefix) + 1 :]
-        # The length is looked at first: int() is slow, and past 4,300 digits an error, on what a stranger may send.
+        # Check the length first: int() is slow on long input, and fails beyond 4,300 digits.
         if len(number) > len(str(len(self))) or not number.isdecimal():
             return None
-        place = int(number)
-        return place if place < len(self) and task_id == f"{self._prefix}-{place}" else None
+        index = int(number)
+        return index if index < len(self) and task_id == f"{self._prefix}-{index}" else None
 
-    def lifecycle(self, place: int) -> Lifecycle:
-        """Make the lifecycle of the task at `place`: pending for a tenth of its time, then processing."""
-        seconds = self._durations[place]
-        ending = _FAILURE if self._fails[place] else self._ending or f'{self._video}{place}.mp4"}}'
-        return Lifecycle(self._created, (("pending", seconds * 0.1), ("processing", seconds * 0.9)), ending)
+    def lifecycle(self, index: int) -> Lifecycle:
+        """Build the lifecycle of a task: pending for a tenth of its time, then processing."""
+        seconds = self._durations[index]
+        ending = _FAILURE if self._fails[index] else self._ending or f'{self._video}{index}.mp4"}}'
+        steps = (("pending", seconds * 0.1), ("processing", seconds * 0.9))
+        return Lifecycle(self._created, steps, ending)
 
 
 class TaskBook:
-    """Finds tasks by id, and counts the requests for each. Fit for threads."""
+    """Finds tasks by id, and counts the requests for each. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tasks: dict[str, Lifecycle] = {}
         self._made_up: dict[str, MadeUpTasks] = {}
-        self._tally = Counter[str]()
+        self._counts = Counter[str]()
 
     def add(self, task_id: str, task: Lifecycle) -> None:
-        """Take a task in, in place of an older one of that id."""
+        """Add a task. It replaces an older one of the same id."""
         self._tasks[task_id] = task
 
     def new_prefix(self, prefix: str | None) -> str:
-        """Give the prefix for more made-up tasks; None: the next of `task1`, `task2` and so on.
+        """Return the prefix for more made-up tasks; None: the next of `task1`, `task2` and so on.
 
         Raises:
             ValueError: it is in use.
@@ -111,36 +112,36 @@ class TaskBook:
         """
         prefix = prefix or f"task{len(self._made_up) + 1}"
         if prefix in self._made_up:
-            raise ValueError(f"there are made-up tasks of the prefix {prefix!r} already")
+            raise ValueError(f"there are made-up tasks with the prefix {prefix!r} already")
         return prefix
 
     def add_many(self, prefix: str, tasks: MadeUpTasks) -> None:
-        """Take made-up tasks in, whose ids begin with `prefix`."""
+        """Add made-up tasks whose ids begin with `prefix`."""
         self._made_up[prefix] = tasks
 
     def find(self, task_id: str) -> Lifecycle:
-        """Give the task of that id.
+        """Return the task with an id.
 
         Raises:
             KeyError: there is none.
 
         """
         if (task := self._tasks.get(task_id)) is None:
-            made_up, place = self._place(task_id)
+            made_up, index = self._find_made_up(task_id)
             if made_up is None:
                 raise KeyError(task_id)
-            return made_up.lifecycle(place)
+            return made_up.lifecycle(index)
         return task
 
-    def look(self, task_id: str, now: float, dated: Dated) -> bytes:
-        """Answer a look at a task, as `Lifecycle.look` does.
+    def answer(self, task_id: str, now: float, dated: Dated) -> bytes:
+        """Return the answer about a task, as `Lifecycle.answer` does.
 
         Raises:
             KeyError: there is no such task.
 
         """
         with self._lock:
-            return self.find(task_id).look(task_id, now, dated)
+            return self.find(task_id).answer(task_id, now, dated)
 
     def advance(self, task_id: str, now: float) -> None:
         """Begin a task's next step, as `Lifecycle.advance` does.
@@ -153,29 +154,29 @@ class TaskBook:
         with self._lock:
             task = self.find(task_id)
             task.advance(now)
-            self._tasks[task_id] = task  # a made-up one has a life of its own from here on
+            self._tasks[task_id] = task  # a made-up one is now kept
 
-    def tick(self, task_id: str) -> None:
+    def count_request(self, task_id: str) -> None:
         """Count a request for an id, known or not."""
-        made_up, place = self._place(task_id)
+        made_up, index = self._find_made_up(task_id)
         if made_up is None:
-            self._tally[task_id] += 1
+            self._counts[task_id] += 1
         else:
-            made_up.tally[place] += 1
+            made_up.counts[index] += 1
 
     def count(self, task_id: str) -> int:
-        """Give the number of requests for an id, known or not."""
-        made_up, place = self._place(task_id)
-        return self._tally[task_id] if made_up is None else made_up.tally[place]
+        """Return the number of requests for an id, known or not."""
+        made_up, index = self._find_made_up(task_id)
+        return self._counts[task_id] if made_up is None else made_up.counts[index]
 
     def clear(self) -> None:
-        """Forget all tasks and counts."""
+        """Remove all tasks and counts."""
         with self._lock:
             self._tasks.clear()
             self._made_up.clear()
-            self._tally.clear()
+            self._counts.clear()
 
-    def _place(self, task_id: str) -> tuple[MadeUpTasks | None, int]:
+    def _find_made_up(self, task_id: str) -> tuple[MadeUpTasks | None, int]:
         made_up = self._made_up.get(task_id.rpartition("-")[0])
-        place = None if made_up is None else made_up.place(task_id)
-        return (None, 0) if place is None else (made_up, place)
+        index = None if made_up is None else made_up.find(task_id)
+        return (None, 0) if index is None else (made_up, index)

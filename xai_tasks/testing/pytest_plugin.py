@@ -4,8 +4,8 @@ Opt in with one line in the `conftest.py` at the root of the tests::
 
     pytest_plugins = ["xai_tasks.testing.pytest_plugin"]
 
-The fixtures work with pytest-asyncio, in auto and in strict mode and with every `loop_scope`, and with anyio's plugin on
-its asyncio backend.
+The fixtures work with pytest-asyncio, in auto and strict mode and with every `loop_scope`, and with
+anyio's plugin on its asyncio backend.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ _POLL = PollPolicy(wait=wait_fixed(0.02))
 
 @pytest.fixture
 def xai_task_server() -> Generator[TaskServer, None, None]:
-    """Run a `TaskServer` with the key `"test"` for one test, asynchronous or not, in a thread of its own.
+    """Run a `TaskServer` with the key `"test"` for one test, in its own thread.
 
-    Its clock is the system's: a test with a fake clock makes its own `async with TaskServer()`.
+    The test may be asynchronous or not.
+
+    Its clock is the system's. A test with a fake clock needs `async with TaskServer()` instead.
     """
     with TaskServer.in_thread() as server:
         yield server
@@ -40,9 +42,9 @@ def xai_task_server() -> Generator[TaskServer, None, None]:
 
 @pytest.fixture
 def xai_task_client(request: pytest.FixtureRequest) -> TaskClient:
-    """Give one asynchronous test a `TaskClient` for its `xai_task_server`, closed when the test is over.
+    """Return a `TaskClient` for the test's `xai_task_server`; it is closed when the test is over.
 
-    It polls every 20 ms, as a test wants it, not at the pace of a real job.
+    For asynchronous tests. It polls every 20 ms, because made-up tasks are short.
     """
     item = request.node
     if pytest_asyncio is not None and pytest_asyncio.is_async_test(item):
@@ -53,8 +55,9 @@ def xai_task_client(request: pytest.FixtureRequest) -> TaskClient:
         runner = "anyio"
     else:
         pytest.fail(
-            "xai_task_client is for asynchronous tests, which pytest-asyncio or anyio run: a client belongs to one event "
-            "loop. In a synchronous test, give xai_task_server.url to a TaskClient made in the loop that uses it.",
+            "xai_task_client is for asynchronous tests, run by pytest-asyncio or anyio, because a "
+            "client belongs to one event loop. In a synchronous test, pass xai_task_server.url to "
+            "a TaskClient made in the loop that uses it.",
             pytrace=False,
         )
     return cast("TaskClient", request.getfixturevalue(f"_xai_task_client_{runner}"))
@@ -65,11 +68,11 @@ def _client() -> Callable[[TaskServer], AsyncGenerator[TaskClient, None]]:
         async with TaskClient("test", base_url=xai_task_server.url, poll=_POLL) as client:
             yield client
 
-    # A function of its own for each fixture: pytest-asyncio notes the scope on the function.
+    # Each fixture needs its own function: pytest-asyncio stores the scope on it.
     return client
 
 
-# A client has to be closed in the loop that it was used in; whose loop that is, each plugin says in its own way.
+# A client must be closed in the loop that used it, and each plugin names that loop differently.
 _anyio = pytest.fixture(name="_xai_task_client_anyio")(_client())
 if pytest_asyncio is not None:
     _function, _class, _module, _package, _session = (

@@ -1,4 +1,4 @@
-"""Who is let in: path, method, key and rate, in this order."""
+"""Request checks: path, method, key and rate limit, in this order."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _PLAIN = f"{_PATH}?taskId="
 
 
 class TokenBucket:
-    """Lets `burst` requests in at once, and `rate` a second over time.
+    """A rate limit: `burst` requests at once, and `rate` per second over time.
 
     Args:
-        rate: tokens that come back, a second.
-        burst: tokens that fit in; it starts full.
+        rate: tokens added per second.
+        burst: the capacity, in tokens; the bucket starts full.
         now: the clock, in seconds.
-        retry_after: the `Retry-After` of those it turns away; None: they get none.
+        retry_after: the `Retry-After` of the refusals; None: they have none.
 
     """
 
@@ -34,7 +34,7 @@ class TokenBucket:
         self.retry_after = retry_after
 
     def take(self, now: float) -> bool:
-        """Take a token at `now`, or say that there is none."""
+        """Take a token at `now`; return whether there was one."""
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
         if self._tokens < 1:
@@ -43,11 +43,11 @@ class TokenBucket:
         return True
 
 
-class Gate:
-    """Turns requests away before any task is looked at.
+class RequestChecks:
+    """Refuse requests before any task is looked up.
 
     Args:
-        api_key: the bearer key, or keys, that it takes; None: requests need none.
+        api_key: the bearer key, or keys, accepted; None: requests need none.
 
     """
 
@@ -58,12 +58,12 @@ class Gate:
         self.bucket: TokenBucket | None = None
 
     def refuse(self, request: web.BaseRequest, task_id: str | None, now: float) -> Reply | None:
-        """Give the answer to a request that is turned away, None to one that may pass."""
+        """Return the answer to a request that is refused, None for one that is accepted."""
         if request.raw_path.partition("?")[0] != _PATH:
             return refusal(404, f"Cannot {request.method} {request.raw_path}")
         if request.method != "GET":
             return refusal(405, f"Cannot {request.method} {_PATH}", [("Allow", "GET")])
-        if not self._knows(request):
+        if not self._has_key(request):
             return refusal(401, "Unauthorized", [("WWW-Authenticate", "Bearer")])
         bucket = self.bucket
         if bucket is not None and not bucket.take(now):
@@ -71,7 +71,7 @@ class Gate:
             return refusal(429, "Too many requests", when, task_id)
         return None
 
-    def _knows(self, request: web.BaseRequest) -> bool:
+    def _has_key(self, request: web.BaseRequest) -> bool:
         if self.api_key is None:
             return True
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
@@ -79,10 +79,10 @@ class Gate:
         return scheme.lower() == "bearer" and key in keys
 
 
-def asked_for(target: str) -> str | None:
-    """Give the taskId of a request target, None if it has none."""
+def requested_id(target: str) -> str | None:
+    """Return the `taskId` of a request target, None if it has none."""
     task_id = target.removeprefix(_PLAIN)
-    # Nearly all ids need no decoding, and this is what a benchmark's requests go through.
+    # Fast path, for benchmarks: nearly all ids need no decoding.
     if task_id is not target and task_id.replace("-", "").isalnum() and task_id.isascii():
         return task_id
     pairs = parse_qsl(target.partition("?")[2], keep_blank_values=True)
