@@ -6,18 +6,30 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pages import starts_in_file
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 
 from xai_tasks.testing import TaskServer
 
 ROOT = Path(__file__).parent.parent
+PARSERS = [PythonCodeBlockParser(), SkipParser()]
+
+
+def blocks(page):
+    """Return the Python blocks of a page, but for whole files, which have tests of their own."""
+    document = Sybil(parsers=PARSERS).parse(page)
+    document.namespace["__name__"] = "page"
+    return [
+        example for example in document.examples() if not starts_in_file(document.text, example.region.start)
+    ]
+
+
 PAGES = sorted(
     page
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
-    if "_build" not in page.parts and "```python" in page.read_text()
+    if "_build" not in page.parts and any(example.region.parsed for example in blocks(page))
 )
-"""Those with whole files instead (`{code-block}` with a caption) have tests of their own."""
 
 # The ids that pages use, so that copying a block needs nothing around it.
 IDS = ("task-id", "a", "b", "c")
@@ -31,10 +43,7 @@ def test_python_blocks_run_as_printed(page, monkeypatch, tmp_path):
         monkeypatch.setenv("MOUNTSEA_API_KEY", "made-up-key")
         monkeypatch.setenv("MOUNTSEA_BASE_URL", server.url)
         monkeypatch.chdir(tmp_path)
-        document = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()]).parse(page)
-        document.namespace["__name__"] = "page"
-        examples = list(document.examples())
-        assert examples
+        examples = blocks(page)
         # In a thread, as pages call asyncio.run, and the main thread's loop is the plugin's.
         with ThreadPoolExecutor(1) as thread:
             for example in examples:

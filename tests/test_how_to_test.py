@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+from pages import files
+
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "test-your-app.md"
-FILE = re.compile(r"```\{code-block\} \w+\n:caption: (\S+)\n\n(.*?)```", re.DOTALL)
 
 
 def test_the_pages_project_passes_its_own_tests(tmp_path):
-    files = dict(FILE.findall(PAGE.read_text()))
-    assert {"app.py", "conftest.py", "pytest.ini"} < set(files)
-    for name, text in files.items():
+    project = files(PAGE.read_text())
+    assert {"app.py", "conftest.py", "pytest.ini"} < set(project)
+    for name, text in project.items():
         (tmp_path / name).write_text(text)
 
     # The outer run's options (coverage, say) are not this project's.
@@ -30,4 +30,4 @@ def test_the_pages_project_passes_its_own_tests(tmp_path):
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len([name for name in files if name.startswith('test_')])} passed" in done.stdout
+    assert f"{len([name for name in project if name.startswith('test_')])} passed" in done.stdout

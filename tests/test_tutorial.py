@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pages import files
+
 PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
-FILE = re.compile(r"```\{code-block\} \w+\n:caption: (\S+)\n\n(.*?)```", re.DOTALL)
 STEP = re.compile(
     r"(?P<skip><!-- not run: .*? -->\n)?```sh\n(?P<code>.*?)```(?:\n\n```text\n(?P<out>.*?)```)?", re.DOTALL
 )
@@ -52,7 +53,7 @@ def test_the_pages_commands_do_what_it_says(tmp_path):
     page = PAGE.read_text(encoding="utf-8")
     for port in ("8765", "8766"):
         page = page.replace(port, str(free_port()))
-    for name, text in FILE.findall(page):
+    for name, text in files(page).items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     steps = [step for step in STEP.finditer(page) if not step["skip"]]
     script = "".join(f"{step['code']}echo; echo '{MARK}'\n" for step in steps)
@@ -76,7 +77,7 @@ def test_only_the_set_up_is_not_run():
 
 def test_each_file_is_run():
     page = PAGE.read_text(encoding="utf-8")
-    names = [name for name, _ in FILE.findall(page)]
+    names = [*files(page)]
 
     assert len(names) == 5
     assert [name for name in names if f"\npython {name}\n" not in page] == []

@@ -315,7 +315,11 @@ async def test_without_an_sdk_it_only_waits(world):
 
 async def test_the_block_on_the_page_runs(world, monkeypatch):
     page = FILE.parents[1] / "how-to" / "observability.md"
-    block = page.read_text(encoding="utf-8").partition(":caption: in the app\n")[2].partition("```")[0]
+    block = (
+        page.read_text(encoding="utf-8")
+        .partition("<!-- skip: next -->\n\n```python\n")[2]
+        .partition("```")[0]
+    )
     monkeypatch.setenv("MOUNTSEA_API_KEY", KEY)
     monkeypatch.setenv("MOUNTSEA_BASE_URL", world.server.url)
     world.server.add("task-id")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pages import files
 
 from xai_tasks.testing import TaskServer
 
@@ -19,8 +19,7 @@ KEY = "made-up-key"
 
 
 def program(name):
-    (text,) = re.findall(rf"```\{{code-block\}} \w+\n:caption: {re.escape(name)}\n(.*?)```", PAGE, re.DOTALL)
-    return text
+    return files(PAGE)[name]
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pages import files
 from redis.asyncio import Redis
 
 from xai_tasks.testing import TaskServer
@@ -170,8 +170,7 @@ async def test_a_refused_key_loses_no_wait(recipe, redis, server, start_worker, 
 
 
 async def test_the_page_sends_and_reads_as_printed(environment, redis, server, start_worker, tmp_path):
-    (page,) = re.findall(r"```\{code-block\} python\n:caption: send\.py\n(.*?)```", _page(), re.DOTALL)
-    (tmp_path / "send.py").write_text(page)
+    (tmp_path / "send.py").write_text(files(_page())["send.py"])
     for number in range(3):
         server.add(f"task-{number}", result={"n": number})
     (tmp_path / "ids.txt").write_text("task-0\ntask-1\ntask-2\n")

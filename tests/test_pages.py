@@ -1,0 +1,48 @@
+"""Pages show the same code and tables wherever they are read: on the site, on a forge, in an editor."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from pages import files
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts]
+sys.path.insert(0, str(DOCS / "scripts"))
+
+import include_examples  # noqa: E402 -- it lies among the docs
+
+
+def name(page):
+    return str(page.relative_to(DOCS))
+
+
+@pytest.mark.parametrize("page", include_examples.pages(), ids=name)
+def test_examples_are_current(page):
+    text = page.read_text(encoding="utf-8")
+
+    assert text == include_examples.with_examples(text), "python docs/scripts/include_examples.py"
+
+
+def test_stale_example_is_found():
+    stale = "<!-- a.py: made by docs/scripts/include_examples.py -->\nold\n<!-- end of a.py -->\n"
+
+    assert include_examples.COPY.search(stale)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_code_needs_no_sphinx(page):
+    """A forge shows none of these, or shows their options as part of the code."""
+    text = page.read_text(encoding="utf-8")
+
+    assert re.findall(r"^(?:```|:::)\{(?:literalinclude|code-block|include)\}.*", text, re.MULTILINE) == []
+
+
+def test_files_of_page_are_found_by_name():
+    page = "**`a.py`**\n\n```python\nprint(1)\n```\n\n```python\nprint(2)\n```\n\n**`b.ini`**\n\n```ini\n[b]\n```\n"
+
+    assert files(page) == {"a.py": "print(1)\n", "b.ini": "[b]\n"}
