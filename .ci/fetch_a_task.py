@@ -30,7 +30,10 @@ async def main() -> None:
 
 
 asyncio.run(main())
-names = {str(dist.metadata["Name"]).lower().replace("_", "-") for dist in importlib.metadata.distributions()}
+names = {
+    str(dist.metadata["Name"]).lower().replace("_", "-")
+    for dist in importlib.metadata.distributions()
+}
 strange = names - NEEDED - THEIRS - {"pip", "setuptools", "xai-tasks"}
 assert not strange, strange
 assert importlib.metadata.version("xai-tasks") == __version__

@@ -46,7 +46,9 @@ nitpick_ignore_regex = [  # what has no page on this site: others' names, and ou
 ]
 
 
-def _plain_summary(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def _plain_summary(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
     """Keep napoleon from reading what stands before an attribute's colon as its type."""
     if what in ("attribute", "data", "property"):
         lines.insert(0, "")

@@ -143,7 +143,8 @@ def simulate(
         date = EPOCH + timedelta(seconds=start + skew) if dates else None
         states.append(State(Task(date, None)))
     started = [
-        start + (0.0 if first_look is None else first_look[number]) for number, start in enumerate(created)
+        start + (0.0 if first_look is None else first_look[number])
+        for number, start in enumerate(created)
     ]
     queue = [(time, number) for number, time in enumerate(started)]
     heapq.heapify(queue)
@@ -211,4 +212,6 @@ def compare(
     if interval is None:
         interval = matching_interval(lengths, backoff.mean_polls)
     fixed = simulate(wait_fixed(interval), lengths, created)
-    return Comparison(interval, backoff, fixed, simulate(learner(interval), lengths, created, **options))
+    return Comparison(
+        interval, backoff, fixed, simulate(learner(interval), lengths, created, **options)
+    )

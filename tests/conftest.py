@@ -11,7 +11,9 @@ from fakes import FakeClockLoop
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "fake_clock: runs by a clock that jumps over what would be waiting")
+    config.addinivalue_line(
+        "markers", "fake_clock: runs by a clock that jumps over what would be waiting"
+    )
 
 
 def pytest_asyncio_loop_factories(config, item):

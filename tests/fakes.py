@@ -43,7 +43,9 @@ class _JumpingSelector(selectors.DefaultSelector):
         if timeout is None:
             if ready := super().select(1.0):
                 return ready  # another thread
-            raise AssertionError("nothing is under way and no timer is set: this would wait for ever")
+            raise AssertionError(
+                "nothing is under way and no timer is set: this would wait for ever"
+            )
         self.now += timeout
         return []
 
@@ -106,7 +108,10 @@ def refused(task_id):
 def malformed(task_id):
     """Be a fault: a 200 that is no JSON."""
     return APIResponseValidationError(
-        "HTTP 200, but the answer can't be read: '<html>'", task_id=task_id, status_code=200, body="<html>"
+        "HTTP 200, but the answer can't be read: '<html>'",
+        task_id=task_id,
+        status_code=200,
+        body="<html>",
     )
 
 

@@ -138,13 +138,25 @@ STATUSES = (
     _final("any other 4xx", Fault.status(418), APIStatusError),
     _passing("500", Fault.status(500), ServerError),
     _passing("501, 505 and other 5xx", Fault.status(501), ServerError, retried=False),
-    _passing("502 with a page of HTML", Fault.status(502, {"Content-Type": "text/html"}, _HTML), ServerError),
+    _passing(
+        "502 with a page of HTML",
+        Fault.status(502, {"Content-Type": "text/html"}, _HTML),
+        ServerError,
+    ),
     _passing("503", Fault.status(503), ServerError),
-    _passing("503 with `Retry-After: 1`", Fault.status(503, {"Retry-After": "1"}), ServerError, pause=1.0),
+    _passing(
+        "503 with `Retry-After: 1`", Fault.status(503, {"Retry-After": "1"}), ServerError, pause=1.0
+    ),
     _passing("504", Fault.status(504), ServerError),
     _final("a redirect to the same origin", Fault.redirect("/xai/tasks?taskId=a"), APIStatusError),
-    _final("a redirect to another origin", Fault.redirect("https://other.invalid/", 307), APIStatusError),
-    _final("a redirect to plain http", Fault.redirect("http://other.invalid/", 308), APIStatusError),
+    _final(
+        "a redirect to another origin",
+        Fault.redirect("https://other.invalid/", 307),
+        APIStatusError,
+    ),
+    _final(
+        "a redirect to plain http", Fault.redirect("http://other.invalid/", 308), APIStatusError
+    ),
 )
 
 CONNECTION = (
@@ -172,7 +184,9 @@ ANSWERS = (
     _passing("`NaN`", _ODD["NaN"], APIResponseValidationError),
     _passing("an integer of 5,000 digits", _ODD["huge integer"], APIResponseValidationError),
     _passing("100,000 brackets", _ODD["deep nesting"], APIResponseValidationError),
-    _passing("gzip that unpacks to 64 MiB", Fault.gzip_bomb(64 * 2**20), APIResponseValidationError),
+    _passing(
+        "gzip that unpacks to 64 MiB", Fault.gzip_bomb(64 * 2**20), APIResponseValidationError
+    ),
     _passing("a body without end", Fault.endless(), APIResponseValidationError),
     _taken("a byte order mark before the JSON", _ODD["BOM"]),
     _taken("JSON that is said to be text", _ODD["wrong content type"]),

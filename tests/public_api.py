@@ -89,7 +89,9 @@ def _own(cls) -> dict[str, object]:
         if base.__name__.startswith("_"):
             members |= _own(base)
     return members | {
-        name: value for name, value in vars(cls).items() if not name.startswith("_") or name in SYNTAX
+        name: value
+        for name, value in vars(cls).items()
+        if not name.startswith("_") or name in SYNTAX
     }
 
 

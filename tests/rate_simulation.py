@@ -109,7 +109,11 @@ class SlidingWindow:
         while self._log and self._log[0] <= now - self._period:
             self._log.popleft()
         if len(self._log) >= self._limit:
-            return self._log[0] + self._period - now if self._retry_after is None else self._retry_after
+            return (
+                self._log[0] + self._period - now
+                if self._retry_after is None
+                else self._retry_after
+            )
         self._log.append(now)
         return None
 
@@ -268,7 +272,9 @@ def simulate(
     events: list[tuple[float, int, str, _Client, float, float | None]] = []
     serial = 0
 
-    def at(time: float, kind: str, client: _Client, sent: float = 0.0, verdict: float | None = None) -> None:
+    def at(
+        time: float, kind: str, client: _Client, sent: float = 0.0, verdict: float | None = None
+    ) -> None:
         nonlocal serial
         serial += 1
         heapq.heappush(events, (time, serial, kind, client, sent, verdict))
@@ -293,8 +299,13 @@ def simulate(
             if client.sent >= client.demand(now):
                 wake(client, now + 0.005)
                 return
-            if client.tokens < 1 - 1e-6:  # as the library, lest a timer fire, find rounding, and fire again
-                wake(client, now + min(1.0, (1.0 - client.tokens) / pace) + rng.random() * noise.timer)
+            if (
+                client.tokens < 1 - 1e-6
+            ):  # as the library, lest a timer fire, find rounding, and fire again
+                wake(
+                    client,
+                    now + min(1.0, (1.0 - client.tokens) / pace) + rng.random() * noise.timer,
+                )
                 return
             client.tokens -= 1.0
             client.in_flight += 1

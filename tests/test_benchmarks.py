@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc and pin processes")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="the benchmarks read /proc and pin processes"
+)
 
 PAGE = """# A page
 
@@ -45,7 +47,14 @@ def run_all(monkeypatch):
 @pytest.fixture
 def result():
     rows = [
-        {"what": "a request", "unit": "us CPU", "low": 70.0, "median": 75.5, "high": 80.0, "rounds": 5},
+        {
+            "what": "a request",
+            "unit": "us CPU",
+            "low": 70.0,
+            "median": 75.5,
+            "high": 80.0,
+            "rounds": 5,
+        },
         {
             "what": "a ratio",
             "unit": "x",
@@ -88,7 +97,10 @@ def test_request_cost_runs_and_gives_figures_of_each_round(part, tmp_path):
 
     assert run.returncode == 0, run.stderr
     result = json.loads(file.read_text())
-    assert result["command"] == f"python tests/benchmarks/request_cost.py --rounds 1 --quick --only {part}"
+    assert (
+        result["command"]
+        == f"python tests/benchmarks/request_cost.py --rounds 1 --quick --only {part}"
+    )
     assert all(len(row["values"]) == 1 and row["values"][0] > 0 for row in result["rows"])
     for row in result["rows"]:
         assert f"| {row['what']} | " in run.stdout
@@ -99,7 +111,9 @@ def test_each_benchmark_of_the_page_is_there_and_has_its_table(run_all):
     for name in run_all.BENCHMARKS:
         assert (BENCHMARKS / f"{name}.py").is_file()
         assert run_all.rewrite(page, name, "figures") != page
-    assert page.count("<!-- table: ") == len(run_all.BENCHMARKS) + 1  # and what all of them have reached
+    assert (
+        page.count("<!-- table: ") == len(run_all.BENCHMARKS) + 1
+    )  # and what all of them have reached
 
 
 def test_tables_of_the_page_are_those_of_the_results_that_are_kept(run_all, tmp_path):
@@ -114,7 +128,9 @@ def test_tables_of_the_page_are_those_of_the_results_that_are_kept(run_all, tmp_
     assert page.read_text(encoding="utf-8") == text
 
 
-def test_the_writer_changes_only_what_stands_between_its_markers(run_all, result, tmp_path, monkeypatch):
+def test_the_writer_changes_only_what_stands_between_its_markers(
+    run_all, result, tmp_path, monkeypatch
+):
     monkeypatch.setattr(run_all, "BENCHMARKS", ("one",))
     page = tmp_path / "page.md"
     page.write_text(PAGE, encoding="utf-8")

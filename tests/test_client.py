@@ -189,7 +189,9 @@ class TestGet:
 
 class TestWait:
     async def test_polls_until_the_task_has_ended(self, client, server):
-        server.add("a", [("pending", 0.1), ("ready", 0.1), ("processing", 0.2)], result={"imageUrls": []})
+        server.add(
+            "a", [("pending", 0.1), ("ready", 0.1), ("processing", 0.2)], result={"imageUrls": []}
+        )
 
         task = await client.wait("a", timeout=30)
 
@@ -199,7 +201,11 @@ class TestWait:
 
     @pytest.mark.parametrize(
         "end, error",
-        [("failed", TaskFailedError), ("cancelled", TaskCancelledError), ("timeout", TaskTimedOutError)],
+        [
+            ("failed", TaskFailedError),
+            ("cancelled", TaskCancelledError),
+            ("timeout", TaskTimedOutError),
+        ],
     )
     async def test_raises_how_the_task_ended_unless_told_not_to(self, client, server, end, error):
         server.add("a", **{end: ("boom", 42)})
@@ -209,15 +215,21 @@ class TestWait:
         assert caught.value.task == await client.wait("a", check=False)
 
     @pytest.mark.fake_clock
-    async def test_an_unknown_status_with_an_end_date_is_an_end_and_a_task_error_itself(self, transport):
-        transport.fault("a", says("evaporated"), says("evaporated", finishedAt="2026-01-01T00:00:00Z"))
+    async def test_an_unknown_status_with_an_end_date_is_an_end_and_a_task_error_itself(
+        self, transport
+    ):
+        transport.fault(
+            "a", says("evaporated"), says("evaporated", finishedAt="2026-01-01T00:00:00Z")
+        )
         async with client_over(transport) as client:
             with pytest.raises(TaskError, match="evaporated") as caught:
                 await client.wait("a")
 
         assert type(caught.value) is TaskError
 
-    async def test_a_thousand_waits_on_ten_ids_ask_as_often_as_one_wait_on_each(self, server, client):
+    async def test_a_thousand_waits_on_ten_ids_ask_as_often_as_one_wait_on_each(
+        self, server, client
+    ):
         ids = [server.add(f"task-{n}", [("processing", 0.45)]) for n in range(10)]
 
         await asyncio.gather(*(client.wait(ids[n % 10]) for n in range(1000)))
@@ -257,7 +269,9 @@ class TestWait:
 
     @pytest.mark.fake_clock
     async def test_timeout_none_waits_without_limit_and_the_default_is_the_policys(self, transport):
-        async with client_over(transport, poll=PollPolicy(wait=wait_fixed(100), timeout=600)) as client:
+        async with client_over(
+            transport, poll=PollPolicy(wait=wait_fixed(100), timeout=600)
+        ) as client:
             transport.add("a", ("processing", 100_000))
             with pytest.raises(WaitTimeoutError, match="600 s"):
                 await client.wait("a")
@@ -308,7 +322,10 @@ class TestWait:
         async with client_over(transport) as client:
             transport.add("a", ("processing", 9.5))
             await asyncio.gather(
-                *(client.wait("a", poll=PollPolicy(wait=every_second), timeout=50 + n) for n in range(5))
+                *(
+                    client.wait("a", poll=PollPolicy(wait=every_second), timeout=50 + n)
+                    for n in range(5)
+                )
             )
 
         assert transport.count("a") == 10
@@ -337,7 +354,9 @@ class TestWait:
             await asyncio.sleep(0.5)
             return next(keys)
 
-        async with client_over(transport, api_key=key, poll=PollPolicy(wait=wait_fixed(1))) as client:
+        async with client_over(
+            transport, api_key=key, poll=PollPolicy(wait=wait_fixed(1))
+        ) as client:
             transport.add_many(40, 5)
             begin = now()
             transport.fault(None, *[says("processing")] * 40, *[status(401)] * 40)

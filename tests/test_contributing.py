@@ -36,7 +36,9 @@ def test_an_import_that_others_imply_is_not_drawn():
 
 
 def test_every_arrow_points_down():
-    layout = import_diagram.Layout(import_diagram.reduced(import_diagram.imports(import_diagram.modules())))
+    layout = import_diagram.Layout(
+        import_diagram.reduced(import_diagram.imports(import_diagram.modules()))
+    )
     row = {name: number for number, names in enumerate(layout.rows) for name in names}
 
     assert layout.arrows
@@ -46,7 +48,9 @@ def test_every_arrow_points_down():
 def test_each_step_of_the_gate_is_told_of():
     steps = re.search(r"^STEPS=\((.*)\)", (ROOT / ".ci" / "run").read_text(), flags=re.MULTILINE)
     table = (
-        PAGE.read_text(encoding="utf-8").partition("## Each check alone")[2].partition("One test module")[0]
+        PAGE.read_text(encoding="utf-8")
+        .partition("## Each check alone")[2]
+        .partition("One test module")[0]
     )
 
     assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == steps[1].split()
@@ -61,7 +65,9 @@ def test_each_script_that_is_told_of_is_there(script):
 
 def test_each_module_that_is_told_of_is_there():
     table = (
-        PAGE.read_text(encoding="utf-8").partition("| what you want to change")[2].partition("## Set up")[0]
+        PAGE.read_text(encoding="utf-8")
+        .partition("| what you want to change")[2]
+        .partition("## Set up")[0]
     )
     modules = re.findall(r"`([\w/]+(?:\.py|/))`", table)
 

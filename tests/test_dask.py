@@ -50,9 +50,15 @@ async def server():
 async def cluster_of(workers, **options):
     options = {"processes": False, "threads_per_worker": 1} | options
     anywhere = "127.0.0.1:0"
-    addresses = {"host": "127.0.0.1", "dashboard_address": anywhere, "worker_dashboard_address": anywhere}
+    addresses = {
+        "host": "127.0.0.1",
+        "dashboard_address": anywhere,
+        "worker_dashboard_address": anywhere,
+    }
     async with (
-        LocalCluster(n_workers=workers, protocol="tcp", asynchronous=True, **addresses, **options) as cluster,
+        LocalCluster(
+            n_workers=workers, protocol="tcp", asynchronous=True, **addresses, **options
+        ) as cluster,
         Client(cluster, asynchronous=True) as client,
     ):
         client.local = cluster
@@ -87,7 +93,9 @@ def clients(monkeypatch):
             super().__init__(key, **options)
             if inspect.currentframe().f_back.f_code.co_name == "_wait":
                 made.append(self)
-                self.limits = {name: options.get(name) for name in ("rate_limit", "max_concurrency")}
+                self.limits = {
+                    name: options.get(name) for name in ("rate_limit", "max_concurrency")
+                }
 
     monkeypatch.setattr(xai_tasks.dask, "TaskClient", Client)
     return made
@@ -104,7 +112,9 @@ def workers_of(client):
 def plugins(client):
     """Give the workers' parts of all streams."""
     found = [worker.plugins.values() for worker in workers_of(client)]
-    return [plugin for each in found for plugin in each if type(plugin).__module__ == "xai_tasks.dask"]
+    return [
+        plugin for each in found for plugin in each if type(plugin).__module__ == "xai_tasks.dask"
+    ]
 
 
 async def until(condition):
@@ -124,11 +134,21 @@ async def quiet(server):
 
 
 def add(server, count, *steps):
-    return [server.add(f"task-{number}", steps, result={"number": number}) for number in range(count)]
+    return [
+        server.add(f"task-{number}", steps, result={"number": number}) for number in range(count)
+    ]
 
 
 async def test_outcomes_are_those_of_the_local_stream(server, stream):
-    ids = [*add(server, 30), "", "unknown", None, 7, server.add("bad", failed=("no", 40001)), "\ud800"]
+    ids = [
+        *add(server, 30),
+        "",
+        "unknown",
+        None,
+        7,
+        server.add("bad", failed=("no", 40001)),
+        "\ud800",
+    ]
     async with TaskClient(KEY, base_url=server.url, poll=OFTEN) as local:
         expected = [outcome async for outcome in local.as_completed(ids)]
 
@@ -263,7 +283,9 @@ async def test_a_function_may_give_the_key(server, stream):
     assert [outcome.ok for outcome in outcomes] == [True] * 3
 
 
-async def test_what_the_key_function_raises_is_raised_and_not_taken_for_a_lost_worker(server, stream):
+async def test_what_the_key_function_raises_is_raised_and_not_taken_for_a_lost_worker(
+    server, stream
+):
     def vault():
         raise OSError("the vault is sealed")
 
@@ -443,7 +465,11 @@ async def test_a_turn_whose_worker_died_is_repeated(dask, server, stream, monkey
 
     def submit(function, *args, **options):
         turns.append(function)
-        return real_submit(die, pure=False) if len(turns) == 1 else real_submit(function, *args, **options)
+        return (
+            real_submit(die, pure=False)
+            if len(turns) == 1
+            else real_submit(function, *args, **options)
+        )
 
     monkeypatch.setattr(dask, "submit", submit)
     assert len(await collect(stream(add(server, 10)))) == 10
@@ -467,7 +493,9 @@ async def test_a_cluster_without_the_package_ends_the_stream(dask, stream, monke
         await collect(stream(["a"]))
 
 
-async def test_a_worker_that_goes_while_it_is_told_to_begin_is_no_error(dask, server, stream, monkeypatch):
+async def test_a_worker_that_goes_while_it_is_told_to_begin_is_no_error(
+    dask, server, stream, monkeypatch
+):
     real_register = dask.register_plugin
 
     async def register(plugin, **options):
@@ -634,7 +662,9 @@ class ServerProcess:
     async def _ask(self, line):
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
-        answer = await asyncio.get_running_loop().run_in_executor(None, self._process.stdout.readline)
+        answer = await asyncio.get_running_loop().run_in_executor(
+            None, self._process.stdout.readline
+        )
         return json.loads(answer)
 
     async def add(self, prefix, count, shortest=0.0, longest=0.0):
@@ -652,7 +682,9 @@ def server_process(monkeypatch):
     for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     command = [sys.executable, "-c", SERVER, KEY]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         yield ServerProcess(process)
         process.stdin.close()
 
@@ -667,7 +699,9 @@ async def parts_on(client):
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-async def test_20000_ids_come_once_each_also_when_a_worker_is_killed_and_one_added(workers, server_process):
+async def test_20000_ids_come_once_each_also_when_a_worker_is_killed_and_one_added(
+    workers, server_process
+):
     async with cluster_of(workers, processes=True) as client:
         ids = await server_process.add("first", 20_000)
         outcomes = as_completed(ids, client=client, api_key=KEY, base_url=server_process.url)
@@ -677,7 +711,9 @@ async def test_20000_ids_come_once_each_also_when_a_worker_is_killed_and_one_add
         victim = next(iter((await client.run(os.getpid)).values()))
         ids = await server_process.add("second", 20_000)
         places = []
-        async for outcome in as_completed(ids, client=client, api_key=KEY, base_url=server_process.url):
+        async for outcome in as_completed(
+            ids, client=client, api_key=KEY, base_url=server_process.url
+        ):
             assert outcome.task_id == ids[outcome.index]
             assert outcome.ok
             places.append(outcome.index)
@@ -711,7 +747,9 @@ async def test_a_rate_is_held_by_the_whole_cluster_and_break_leaves_nothing_runn
             async with asyncio.timeout(20):
                 while await parts_on(client) < 3:
                     await asyncio.sleep(0.1)
-            await asyncio.sleep(4)  # the time until this is seen, the pause, and the buckets' first second
+            await asyncio.sleep(
+                4
+            )  # the time until this is seen, the pause, and the buckets' first second
             assert await window(3) == pytest.approx(500, rel=0.1)
 
             (now, seen) = await server_process.seen()
@@ -731,16 +769,22 @@ async def test_the_key_is_nowhere_to_be_read(server_process):
     async with cluster_of(2, processes=True) as client:
         ids = await server_process.add("long", 100, 3600.0, 3600.0)
         ended = await server_process.add("ended", 1)
-        outcomes = as_completed(ended + ids, client=client, api_key=KEY, base_url=server_process.url)
+        outcomes = as_completed(
+            ended + ids, client=client, api_key=KEY, base_url=server_process.url
+        )
         async with outcomes:
             await anext(outcomes)
 
             def of_the_scheduler(dask_scheduler):
-                tasks = [(task.key, task.run_spec, repr(task)) for task in dask_scheduler.tasks.values()]
+                tasks = [
+                    (task.key, task.run_spec, repr(task)) for task in dask_scheduler.tasks.values()
+                ]
                 return cloudpickle.dumps(tasks), repr(dask_scheduler.transition_log), len(tasks)
 
             graph, log, tasks = await client.run_on_scheduler(of_the_scheduler)
-            state = await client.run_on_scheduler(lambda dask_scheduler: repr(dask_scheduler._to_dict()))
+            state = await client.run_on_scheduler(
+                lambda dask_scheduler: repr(dask_scheduler._to_dict())
+            )
             on_workers = await client.run(lambda dask_worker: repr(dask_worker._to_dict()))
             logs = repr([await client.get_worker_logs(), await client.get_scheduler_logs()])
             events = repr(await client.get_events())

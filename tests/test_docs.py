@@ -21,7 +21,9 @@ def blocks(page):
     document = Sybil(parsers=PARSERS).parse(page)
     document.namespace["__name__"] = "page"
     return [
-        example for example in document.examples() if not starts_in_file(document.text, example.region.start)
+        example
+        for example in document.examples()
+        if not starts_in_file(document.text, example.region.start)
     ]
 
 

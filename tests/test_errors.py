@@ -119,7 +119,9 @@ def test_errors_pickle_and_unpickle_whole(error, protocol):
     assert str(twin) == str(error)
     assert repr(twin) == repr(error)
     assert repr(twin.__dict__) == repr(error.__dict__)
-    assert "".join(traceback.format_exception_only(twin)) == "".join(traceback.format_exception_only(error))
+    assert "".join(traceback.format_exception_only(twin)) == "".join(
+        traceback.format_exception_only(error)
+    )
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -278,7 +280,9 @@ def test_only_some_statuses_pass_by_themselves(status, passing):
 
 def test_connection_faults_timeouts_and_malformed_answers_pass_by_themselves():
     passing = [
-        type(error) for error in ERRORS if is_transient(error) and not isinstance(error, APIStatusError)
+        type(error)
+        for error in ERRORS
+        if is_transient(error) and not isinstance(error, APIStatusError)
     ]
 
     assert passing == [APIConnectionError, APITimeoutError, APIResponseValidationError]

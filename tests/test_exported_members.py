@@ -30,7 +30,9 @@ def test_nothing_else_is_public():
     strays = {
         name
         for name, value in vars(xai_tasks).items()
-        if not name.startswith("_") and name not in xai_tasks.__all__ and not inspect.ismodule(value)
+        if not name.startswith("_")
+        and name not in xai_tasks.__all__
+        and not inspect.ismodule(value)
     }
 
     assert strays == {"annotations"}
@@ -106,7 +108,9 @@ def test_importing_brings_in_nothing_but_the_three_dependencies_and_theirs():
 
 
 def test_importing_brings_in_neither_a_server_nor_a_test_kit_nor_the_command_line():
-    loaded = in_a_fresh_interpreter("import sys, json, xai_tasks; print(json.dumps(sorted(sys.modules)))")
+    loaded = in_a_fresh_interpreter(
+        "import sys, json, xai_tasks; print(json.dumps(sorted(sys.modules)))"
+    )
 
     assert "xai_tasks._client" in loaded
     unwanted = ("aiohttp.web", "xai_tasks._cli", "xai_tasks.testing", "xai_tasks.dask", "click", "rich", "pytest",

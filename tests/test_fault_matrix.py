@@ -145,7 +145,9 @@ async def test_a_wait_for_a_task_whose_fault_lasts(row, verb, server, client):
 
 
 def test_the_tables_in_the_documentation_are_these_rows():
-    script = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "scripts" / "fault_table.py"))
+    script = runpy.run_path(
+        str(Path(__file__).parent.parent / "docs" / "scripts" / "fault_table.py")
+    )
     page = script["PAGE"].read_text(encoding="utf-8")
 
     assert script["with_tables"](page) == page, "run docs/scripts/fault_table.py"

@@ -20,7 +20,10 @@ from tenacity import stop_after_attempt
 from xai_tasks import APIError, InvalidTaskIdError, RetryPolicy, TaskClient, TaskResult, TaskStatus
 
 settings.register_profile(
-    "fuzz", max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    "fuzz",
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.register_profile("fuzz-long", settings.get_profile("fuzz"), max_examples=10_000)
 FUZZ = settings.get_profile(os.environ.get("XAI_TASKS_FUZZ", "fuzz"))
@@ -40,7 +43,12 @@ async def client(server):
     # One attempt, and no pause after a 429: each example stands for itself.
     retry = RetryPolicy(stop=stop_after_attempt(1), max_retry_after=0)
     async with TaskClient(
-        KEY, base_url=server.url, retry=retry, rate_limit=1e6, request_timeout=10, max_response_bytes=2**16
+        KEY,
+        base_url=server.url,
+        retry=retry,
+        rate_limit=1e6,
+        request_timeout=10,
+        max_response_bytes=2**16,
     ) as client:
         yield client
         server.default = response(200, PENDING)
@@ -64,11 +72,34 @@ async def check(client, task_id="a"):
         assert pickle.loads(pickle.dumps(task)) is not None
 
 
-texts = st.text(st.characters(), max_size=20) | st.sampled_from(["", KEY, "\x1b[31m", "\ud800", "\r\nX: y"])
+texts = st.text(st.characters(), max_size=20) | st.sampled_from(
+    ["", KEY, "\x1b[31m", "\ud800", "\r\nX: y"]
+)
 
 statuses = st.sampled_from(
     [200] * 5
-    + [201, 204, 206, 301, 302, 304, 400, 401, 402, 403, 404, 408, 418, 422, 429, 500, 502, 503, 599, 999]
+    + [
+        201,
+        204,
+        206,
+        301,
+        302,
+        304,
+        400,
+        401,
+        402,
+        403,
+        404,
+        408,
+        418,
+        422,
+        429,
+        500,
+        502,
+        503,
+        599,
+        999,
+    ]
 )
 
 values = st.recursive(
@@ -77,7 +108,9 @@ values = st.recursive(
     | st.integers()
     | st.floats()
     | texts
-    | st.sampled_from(["completed", "failed", "2025-01-02T12:00:00Z", "0001-01-01T00:00:00+14:00", 10**4000]),
+    | st.sampled_from(
+        ["completed", "failed", "2025-01-02T12:00:00Z", "0001-01-01T00:00:00+14:00", 10**4000]
+    ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
@@ -136,7 +169,9 @@ codings = st.sampled_from(
 @given(statuses, bodies, codings)
 async def test_any_body_gives_a_task_or_a_documented_error(server, client, status, body, coding):
     name, encode = coding
-    server.default = response(status, encode(body), None if name is None else {"Content-Encoding": name})
+    server.default = response(
+        status, encode(body), None if name is None else {"Content-Encoding": name}
+    )
 
     await check(client)
 
@@ -168,7 +203,10 @@ header_values = (
 @FUZZ
 @given(statuses, st.lists(st.tuples(header_names, header_values), max_size=4), bodies)
 async def test_any_headers_give_a_task_or_a_documented_error(server, client, status, headers, body):
-    lines = [f"HTTP/1.1 {status} OK".encode(), *(name.encode() + b": " + value for name, value in headers)]
+    lines = [
+        f"HTTP/1.1 {status} OK".encode(),
+        *(name.encode() + b": " + value for name, value in headers),
+    ]
     if not any(name in ("Content-Length", "Transfer-Encoding") for name, _ in headers):
         lines.append(b"Content-Length: %d" % len(body))
     server.default = b"\r\n".join([*lines, b"", b""]) + body

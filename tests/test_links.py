@@ -11,7 +11,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     page
-    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.md"))
+    for page in (
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "tests").rglob("*.md"),
+    )
     if not {"_build", "node_modules"} & set(page.parts)
 )
 
@@ -57,7 +61,10 @@ def test_links_lead_to_what_is_there(page):
 def test_files_and_tests_that_are_named_are_there(page):
     text = prose(page)
     missing = [name for name, _ in FILE.findall(text) if not (ROOT / name).exists()]
-    for name, test in (*TEST.findall(text), *((name, test) for name, test in FILE.findall(text) if test)):
+    for name, test in (
+        *TEST.findall(text),
+        *((name, test) for name, test in FILE.findall(text) if test),
+    ):
         found = [*(ROOT / "tests").rglob(Path(name).name)]
         if not any(f"def {test}(" in file.read_text(encoding="utf-8") for file in found):
             missing.append(f"{name}::{test}")

@@ -21,8 +21,13 @@ pytestmark = pytest.mark.fake_clock
 KEY = "sk-4f1d5e0c8b7a4c0b"
 NEW_KEY = "sk-0a9b8c7d6e5f4a3b"
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "observability.md"
-ROW = re.compile(r"^\| (DEBUG|INFO|WARNING|ERROR) \| `([^`]+)` \| ((?:`\w+`(?:, )?)+) \|", re.MULTILINE)
-TABLE = {message: (level, fields) for level, message, fields in ROW.findall(PAGE.read_text(encoding="utf-8"))}
+ROW = re.compile(
+    r"^\| (DEBUG|INFO|WARNING|ERROR) \| `([^`]+)` \| ((?:`\w+`(?:, )?)+) \|", re.MULTILINE
+)
+TABLE = {
+    message: (level, fields)
+    for level, message, fields in ROW.findall(PAGE.read_text(encoding="utf-8"))
+}
 """Level and fields of each record, by its message before arguments are put in."""
 
 
@@ -92,10 +97,22 @@ async def test_a_retry(server, client, records):
 
     (first, facts), (second, more) = said(records)
     assert re.fullmatch(r"retrying in [\d.e-]+ s: task 'a': HTTP 500: no such key: \[key\]", first)
-    assert facts == {"task_id": "a", "error": "ServerError", "attempt": 1, "seconds": facts["seconds"]}
+    assert facts == {
+        "task_id": "a",
+        "error": "ServerError",
+        "attempt": 1,
+        "seconds": facts["seconds"],
+    }
     assert 0 <= facts["seconds"] <= 0.5
-    assert re.fullmatch(r"retrying in [\d.e-]+ s: task 'a': (ServerDisconnected|ClientOS)Error.*", second)
-    assert more == {"task_id": "a", "error": "APIConnectionError", "attempt": 2, "seconds": more["seconds"]}
+    assert re.fullmatch(
+        r"retrying in [\d.e-]+ s: task 'a': (ServerDisconnected|ClientOS)Error.*", second
+    )
+    assert more == {
+        "task_id": "a",
+        "error": "APIConnectionError",
+        "attempt": 2,
+        "seconds": more["seconds"],
+    }
 
 
 async def test_a_retry_with_a_renewed_key(server, records):
@@ -139,7 +156,9 @@ async def test_an_outage_as_it_begins_and_as_it_is_over(server, client, records)
     )
     assert facts == {"task_id": facts["task_id"], "error": "ServerError"}
     assert facts["task_id"] in ids
-    assert re.fullmatch(r"the outage is over: the server answers again, [\d.]+ s after it began", over)
+    assert re.fullmatch(
+        r"the outage is over: the server answers again, [\d.]+ s after it began", over
+    )
     assert 60 <= more["seconds"] <= 60 + 15
 
 
@@ -180,8 +199,14 @@ async def test_a_long_wait_says_nothing_above_debug(server, client, records):
     assert server.count("a") == 101
     polls = said(records, logging.DEBUG)
     assert len(polls) == 100
-    assert polls[0] == ("polled task 'a': pending; next poll in 5 s", {"task_id": "a", "seconds": 5.0})
-    assert polls[-1] == ("polled task 'a': processing; next poll in 5 s", {"task_id": "a", "seconds": 5.0})
+    assert polls[0] == (
+        "polled task 'a': pending; next poll in 5 s",
+        {"task_id": "a", "seconds": 5.0},
+    )
+    assert polls[-1] == (
+        "polled task 'a': processing; next poll in 5 s",
+        {"task_id": "a", "seconds": 5.0},
+    )
 
 
 async def test_a_failed_poll_says_why_at_debug(server, client, records):

@@ -59,10 +59,14 @@ def test_a_task_with_another_status_is_not_done_whatever_its_finished_at(word):
 
 
 def test_only_a_completed_task_has_succeeded():
-    assert [status for status in TaskStatus if TaskResult("a", status).succeeded] == [TaskStatus.COMPLETED]
+    assert [status for status in TaskStatus if TaskResult("a", status).succeeded] == [
+        TaskStatus.COMPLETED
+    ]
 
 
-@pytest.mark.parametrize("word", ["queued", "succeeded", "", "COMPLETED", " completed", "unknown", "ä" * 100])
+@pytest.mark.parametrize(
+    "word", ["queued", "succeeded", "", "COMPLETED", " completed", "unknown", "ä" * 100]
+)
 def test_a_status_that_is_not_known_is_unknown_and_no_end(word):
     task = decode(status=word)
 
@@ -135,14 +139,23 @@ def test_elapsed_runs_from_created_to_finished():
 
 @pytest.mark.parametrize("missing", ["createdAt", "finishedAt"])
 def test_elapsed_is_none_where_a_date_is_missing(missing):
-    dates = {"createdAt": "2025-01-02T12:00:00Z", "finishedAt": "2025-01-02T12:00:00Z", missing: None}
+    dates = {
+        "createdAt": "2025-01-02T12:00:00Z",
+        "finishedAt": "2025-01-02T12:00:00Z",
+        missing: None,
+    }
 
     assert decode(**dates).elapsed is None
 
 
 def test_repr_shows_id_status_and_error_fields_but_neither_result_nor_raw():
     task = decode(
-        status="failed", errorMessage="no\x1bGPU", errorCode=7, traceId="t", result="SECRET", more="SECRET"
+        status="failed",
+        errorMessage="no\x1bGPU",
+        errorCode=7,
+        traceId="t",
+        result="SECRET",
+        more="SECRET",
     )
 
     assert repr(task) == (
@@ -197,7 +210,9 @@ def test_an_outcome_with_an_error_is_not_ok_and_unwraps_to_raising_it(task):
 
 
 def test_an_outcome_with_neither_says_so():
-    with pytest.raises(ValueError, match=r"the outcome of task 'a\\\\n' holds neither task nor error"):
+    with pytest.raises(
+        ValueError, match=r"the outcome of task 'a\\\\n' holds neither task nor error"
+    ):
         Outcome("a\n", 0).unwrap()
 
 
@@ -292,12 +307,15 @@ def parsed(body, decoder):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
 )
 
 
 @given(
-    JSON.map(lambda value: json.dumps(value).encode()) | st.from_regex(rb"-?[0-9.eE+-]{1,30}", fullmatch=True)
+    JSON.map(lambda value: json.dumps(value).encode())
+    | st.from_regex(rb"-?[0-9.eE+-]{1,30}", fullmatch=True)
 )
 @example(b"9223372036854775808")
 @example(b"-9223372036854775809")
@@ -323,13 +341,17 @@ def test_orjson_is_not_needed():
         print(decode_task(b'{"taskId": "a", "status": "completed"}').status.value)
     """
 
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
 
     assert done.stdout == "completed\n"
 
 
 @pytest.mark.parametrize("value", [None, 7, True, ["x"], {"x": 1}])
-@pytest.mark.parametrize(("name", "attribute"), [("errorMessage", "error_message"), ("traceId", "trace_id")])
+@pytest.mark.parametrize(
+    ("name", "attribute"), [("errorMessage", "error_message"), ("traceId", "trace_id")]
+)
 def test_an_optional_field_that_is_no_string_is_none_and_stays_in_raw(name, attribute, value):
     task = decode(**{name: value})
 
@@ -337,7 +359,9 @@ def test_an_optional_field_that_is_no_string_is_none_and_stays_in_raw(name, attr
     assert task.raw[name] == value
 
 
-@pytest.mark.parametrize(("value", "code"), [(7, 7), (-0.5, -0.5), ("E7", "E7"), (10**100, 10**100), (0, 0)])
+@pytest.mark.parametrize(
+    ("value", "code"), [(7, 7), (-0.5, -0.5), ("E7", "E7"), (10**100, 10**100), (0, 0)]
+)
 def test_an_error_code_may_be_a_number_or_a_string(value, code):
     assert decode(errorCode=value).error_code == code
 
@@ -392,7 +416,9 @@ def test_a_date_that_cannot_be_read_is_none_and_stays_in_raw(value):
     st.datetimes(
         datetime(2, 1, 1),  # noqa: DTZ001 -- the zone is drawn beside it
         datetime(9998, 1, 1),  # noqa: DTZ001
-        timezones=st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes))),
+        timezones=st.integers(-1439, 1439).map(
+            lambda minutes: timezone(timedelta(minutes=minutes))
+        ),
     )
 )
 def test_every_iso_date_is_read_as_the_moment_it_names(date):
@@ -403,7 +429,11 @@ def test_every_iso_date_is_read_as_the_moment_it_names(date):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -413,7 +443,8 @@ json_values = st.recursive(
     st.fixed_dictionaries(
         {"taskId": st.text(), "status": st.sampled_from([*ENDS, *NOT_ENDS]) | st.text()},
         optional=dict.fromkeys(
-            ("result", "errorMessage", "errorCode", "createdAt", "finishedAt", "traceId", "new"), json_values
+            ("result", "errorMessage", "errorCode", "createdAt", "finishedAt", "traceId", "new"),
+            json_values,
         ),
     )
 )
@@ -427,7 +458,9 @@ def test_optional_fields_never_sink_an_answer(answer):
     assert error is None or str(error).isprintable()
 
 
-@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace")))
+@given(
+    st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace"))
+)
 def test_decoding_any_bytes_gives_a_task_or_a_value_error(body):
     try:
         task = decode_task(body)

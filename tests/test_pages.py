@@ -39,7 +39,10 @@ def test_code_needs_no_sphinx(page):
     """A forge shows none of these, or shows their options as part of the code."""
     text = page.read_text(encoding="utf-8")
 
-    assert re.findall(r"^(?:```|:::)\{(?:literalinclude|code-block|include)\}.*", text, re.MULTILINE) == []
+    assert (
+        re.findall(r"^(?:```|:::)\{(?:literalinclude|code-block|include)\}.*", text, re.MULTILINE)
+        == []
+    )
 
 
 def test_files_of_page_are_found_by_name():

@@ -28,7 +28,9 @@ def test_a_retry_policy_is_the_documented_one_by_default():
     assert [policy.stop(state(attempt)) for attempt in (1, 2, 3, 4)] == [False, False, False, True]
 
 
-@pytest.mark.parametrize(("attempt", "bound"), [(1, 0.5), (2, 1), (3, 2), (4, 4), (5, 8), (6, 8), (50, 8)])
+@pytest.mark.parametrize(
+    ("attempt", "bound"), [(1, 0.5), (2, 1), (3, 2), (4, 4), (5, 8), (6, 8), (50, 8)]
+)
 def test_the_default_retry_wait_is_full_jitter_below_a_doubling_bound(attempt, bound):
     wait = RetryPolicy().wait
 
@@ -51,7 +53,12 @@ def test_two_poll_policies_learn_apart():
 
 @pytest.mark.parametrize(
     "wait",
-    [wait_fixed(5), wait_exponential(max=60) + wait_random(0, 1), tenacity.wait_none(), lambda state: 1.5],
+    [
+        wait_fixed(5),
+        wait_exponential(max=60) + wait_random(0, 1),
+        tenacity.wait_none(),
+        lambda state: 1.5,
+    ],
 )
 def test_any_strategy_of_tenacitys_is_taken_as_it_is(wait):
     assert PollPolicy(wait=wait).wait is wait

@@ -75,7 +75,9 @@ def build(world):
         max_concurrency=world["max_concurrency"],
         rate_limit=world["rate_limit"],
         retry=RetryPolicy(budget=world["budget"]),
-        poll=PollPolicy(wait=wait_fixed(1), timeout=world["timeout"], max_outage=world["max_outage"]),
+        poll=PollPolicy(
+            wait=wait_fixed(1), timeout=world["timeout"], max_outage=world["max_outage"]
+        ),
     )
     ids = []
     for number, task in enumerate(world["tasks"]):
@@ -113,7 +115,9 @@ def test_each_id_pulled_comes_out_exactly_once(world, times, max_pending):
             stream = client.as_completed(ids * times, max_pending=max_pending)
             outcomes = [outcome async for outcome in stream]
 
-            assert Counter(outcome.index for outcome in outcomes) == Counter(range(len(ids) * times))
+            assert Counter(outcome.index for outcome in outcomes) == Counter(
+                range(len(ids) * times)
+            )
             assert (stream.pulled, stream.pending) == (len(outcomes), 0)
             assert stream.succeeded == sum(outcome.ok for outcome in outcomes)
             for outcome in outcomes:
@@ -125,7 +129,11 @@ def test_each_id_pulled_comes_out_exactly_once(world, times, max_pending):
 
 
 @mixes
-@given(worlds, st.integers(0, 12), st.sampled_from(["break", "raise", "aclose", "cancel", "drop", "close"]))
+@given(
+    worlds,
+    st.integers(0, 12),
+    st.sampled_from(["break", "raise", "aclose", "cancel", "drop", "close"]),
+)
 def test_leaving_early_leaves_nothing_and_what_was_taken_was_taken_once(world, taken, how):
     async def read(stream, outcomes):
         async for outcome in stream:
@@ -162,19 +170,27 @@ def test_leaving_early_leaves_nothing_and_what_was_taken_was_taken_once(world, t
 
 
 @mixes
-@given(worlds, st.lists(st.tuples(st.integers(0, 11), st.floats(0, 20), st.booleans()), max_size=20))
+@given(
+    worlds, st.lists(st.tuples(st.integers(0, 11), st.floats(0, 20), st.booleans()), max_size=20)
+)
 def test_waits_that_are_cancelled_take_nothing_from_the_others(world, waits):
     async def scenario():
         transport, client, ids = build(world)
         async with client:
             running = [
-                (asyncio.create_task(client.wait(ids[which % len(ids)], check=False)), after, cancelled)
+                (
+                    asyncio.create_task(client.wait(ids[which % len(ids)], check=False)),
+                    after,
+                    cancelled,
+                )
                 for which, after, cancelled in waits
             ]
             for wait, after, cancelled in running:
                 if cancelled:
                     asyncio.get_running_loop().call_later(after, wait.cancel)
-            results = await asyncio.gather(*(wait for wait, _, _ in running), return_exceptions=True)
+            results = await asyncio.gather(
+                *(wait for wait, _, _ in running), return_exceptions=True
+            )
 
             for result, (_, _, cancelled) in zip(results, running, strict=True):
                 if isinstance(result, asyncio.CancelledError):

@@ -16,7 +16,9 @@ CHANGELOG = Path(__file__).parent.parent / "docs" / "changelog.md"
 def unreleased(changelog):
     """Give the text of the section that is still to be released; "" where there is none."""
     sections = re.split(r"^## ", changelog, flags=re.MULTILINE)[1:]
-    return next((section for section in sections if section.partition("\n")[0].endswith("(unreleased)")), "")
+    return next(
+        (section for section in sections if section.partition("\n")[0].endswith("(unreleased)")), ""
+    )
 
 
 def unmentioned(now, released, section):
@@ -28,7 +30,11 @@ def unmentioned(now, released, section):
     # Words in code, so that "get" in a sentence does not count.
     told = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", section))))
     whole = {name for name in changed if (name in now) != (name in released)}
-    return [name for name in changed if parent(name) not in whole and name.rpartition(".")[2] not in told]
+    return [
+        name
+        for name in changed
+        if parent(name) not in whole and name.rpartition(".")[2] not in told
+    ]
 
 
 def parent(name):
@@ -36,7 +42,9 @@ def parent(name):
 
 
 def test_the_snapshot_is_the_interface():
-    assert public_api.SNAPSHOT.read_text(encoding="utf-8") == public_api.text(public_api.interface()), (
+    assert public_api.SNAPSHOT.read_text(encoding="utf-8") == public_api.text(
+        public_api.interface()
+    ), (
         "The public interface has changed. If that is meant: python tests/public_api.py, "
         "and say so under the changelog's unreleased version."
     )
@@ -76,5 +84,8 @@ def test_a_changed_name_must_be_told_of_in_code(now, section, missing):
 
 
 def test_the_unreleased_section_ends_where_the_next_begins():
-    assert unreleased("# C\n\n## 2 (unreleased)\n\nnew\n\n## 1\n\nold\n") == "2 (unreleased)\n\nnew\n\n"
+    assert (
+        unreleased("# C\n\n## 2 (unreleased)\n\nnew\n\n## 1\n\nold\n")
+        == "2 (unreleased)\n\nnew\n\n"
+    )
     assert unreleased("# C\n\n## 1\n\nold\n") == ""

@@ -18,7 +18,9 @@ import command_help  # noqa: E402 -- it lies among the docs
 
 ENTRY = re.compile(r"^\.\. auto(?:class|exception|function|data):: (\S+)", re.MULTILINE)
 ENTRIES = [
-    name for page in sorted(DOCS.glob("*.md")) for name in ENTRY.findall(page.read_text(encoding="utf-8"))
+    name
+    for page in sorted(DOCS.glob("*.md"))
+    for name in ENTRY.findall(page.read_text(encoding="utf-8"))
 ]
 NAMES = [
     name
@@ -34,7 +36,9 @@ ERRORS = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_public_name_has_one_entry(name):
-    assert ENTRIES.count(name) == 1, f"docs/reference.md, or a page like it, needs an entry of {name}"
+    assert ENTRIES.count(name) == 1, (
+        f"docs/reference.md, or a page like it, needs an entry of {name}"
+    )
 
 
 def test_nothing_else_has_an_entry():
@@ -49,7 +53,9 @@ def test_the_commands_helps_are_current():
 
 def advice():
     """Give the error guide's sections by their headings."""
-    parts = re.split(r"^### (\w+)\n", (DOCS / "errors.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    parts = re.split(
+        r"^### (\w+)\n", (DOCS / "errors.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     return dict(zip(parts[1::2], parts[2::2]))
 
 
@@ -64,6 +70,10 @@ def test_each_error_comes_with_what_to_do(name):
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_the_error_guide_names_the_builtin_that_an_error_is_too(name):
-    builtin = {base.__name__ for base in getattr(xai_tasks, name).__bases__ if base.__module__ == "builtins"}
+    builtin = {
+        base.__name__
+        for base in getattr(xai_tasks, name).__bases__
+        if base.__module__ == "builtins"
+    }
 
     assert [each for each in builtin - {"Exception"} if f"`{each}`" not in advice()[name]] == []

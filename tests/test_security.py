@@ -188,7 +188,9 @@ VERBS = [get, wait, wait_all, as_completed, watch]
 def echo_everywhere(status, echo):
     return response(
         status,
-        json.dumps({"message": "no", "traceId": "t", "taskId": "a"}).replace('"no"', f'"{echo}"').encode(),
+        json.dumps({"message": "no", "traceId": "t", "taskId": "a"})
+        .replace('"no"', f'"{echo}"')
+        .encode(),
         {
             "Location": f"/login?key={echo}",
             "Set-Cookie": f"{echo}=1",
@@ -238,7 +240,9 @@ async def test_no_fault_of_a_request_shows_the_key(nothing_told, fault):
 
 
 @pytest.mark.parametrize("verb", VERBS[1:], ids=lambda verb: verb.__name__)
-@pytest.mark.parametrize("fault", ["reset", "no JSON", "401, key echoed as JSON", "500, key echoed as URL"])
+@pytest.mark.parametrize(
+    "fault", ["reset", "no JSON", "401, key echoed as JSON", "500, key echoed as URL"]
+)
 async def test_no_error_of_a_wait_shows_the_key(nothing_told, verb, fault):
     async with serving(FAULTS[fault]) as (_, client):
         with pytest.raises(APIError) as caught:
@@ -359,7 +363,9 @@ async def test_a_client_closed_in_the_middle_of_a_request_does_not_show_the_key(
 async def test_a_refusal_after_a_renewal_shows_neither_key(nothing_told):
     keys = iter([f"{KEY}1", f"{KEY}2"])
     async with RawServer() as server:
-        server.answers.extend(response(401, f'{{"message": "{KEY}{n} is no key"}}'.encode()) for n in (1, 2))
+        server.answers.extend(
+            response(401, f'{{"message": "{KEY}{n} is no key"}}'.encode()) for n in (1, 2)
+        )
         async with TaskClient(lambda: next(keys), base_url=server.url) as client:
             with pytest.raises(AuthenticationError, match=r"\[key\] is no key") as caught:
                 await client.get("a")
@@ -431,7 +437,9 @@ def test_no_error_of_the_constructor_shows_the_key(monkeypatch, source, damage, 
 
 
 @pytest.mark.parametrize(
-    "api_key", [lambda: KEY.encode(), lambda: [KEY], lambda: {"key": KEY}], ids=["bytes", "list", "dict"]
+    "api_key",
+    [lambda: KEY.encode(), lambda: [KEY], lambda: {"key": KEY}],
+    ids=["bytes", "list", "dict"],
 )
 def test_a_key_of_a_wrong_type_is_not_shown(api_key):
     with pytest.raises(TypeError, match="^api_key must be a string or a function, not ") as caught:
@@ -551,14 +559,23 @@ async def test_a_redirect_to_the_same_server_is_not_followed_either():
         assert len(server.requests) == 1
 
 
-async def test_a_session_of_our_own_reads_no_netrc_and_no_proxy_from_the_environment(tmp_path, monkeypatch):
+async def test_a_session_of_our_own_reads_no_netrc_and_no_proxy_from_the_environment(
+    tmp_path, monkeypatch
+):
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login them password pw\ndefault login them password pw\n")
     monkeypatch.setenv("NETRC", str(netrc))
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     async with RawServer(response(200, PENDING)) as proxy:
-        for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        for name in (
+            "HTTP_PROXY",
+            "http_proxy",
+            "HTTPS_PROXY",
+            "https_proxy",
+            "ALL_PROXY",
+            "all_proxy",
+        ):
             monkeypatch.setenv(name, proxy.url)
         async with serving(response(200, PENDING)) as (server, client):
             await client.get("a")
@@ -568,7 +585,10 @@ async def test_a_session_of_our_own_reads_no_netrc_and_no_proxy_from_the_environ
 
 
 async def test_a_session_of_our_own_keeps_no_cookies():
-    async with serving(response(200, PENDING, {"Set-Cookie": "session=1; Path=/"})) as (server, client):
+    async with serving(response(200, PENDING, {"Set-Cookie": "session=1; Path=/"})) as (
+        server,
+        client,
+    ):
         await client.get("a")
         await client.get("a")
 
@@ -581,7 +601,15 @@ def sources():
 
 
 def test_nothing_in_the_library_can_turn_tls_verification_off():
-    switches = {"ssl", "verify", "verify_ssl", "check_hostname", "verify_mode", "fingerprint", "ssl_context"}
+    switches = {
+        "ssl",
+        "verify",
+        "verify_ssl",
+        "check_hostname",
+        "verify_mode",
+        "fingerprint",
+        "ssl_context",
+    }
     client_side = [(path, tree) for path, tree in sources() if "testing" not in path.parts]
     used = [
         f"{path.name}:{node.lineno}"
@@ -640,7 +668,10 @@ HOSTILE = 'x\x1b]0;owned\x07\r\n2025-01-01 ERROR root: forged\u2028\u202e\x00"'
 
 async def test_control_characters_from_the_server_are_escaped_in_errors():
     body = {"message": HOSTILE, "traceId": HOSTILE}
-    async with serving(response(400, json.dumps(body).encode(), {"Location": "/\x1b[31m"})) as (_, client):
+    async with serving(response(400, json.dumps(body).encode(), {"Location": "/\x1b[31m"})) as (
+        _,
+        client,
+    ):
         with pytest.raises(APIStatusError) as caught:
             await client.get("a")
 
@@ -689,14 +720,23 @@ async def test_control_characters_in_an_id_are_escaped_in_errors_and_the_log(log
 
 
 async def test_a_body_is_capped_after_decompression():
-    async with serving(response(200, b" " * 1001 + PENDING), max_response_bytes=1000) as (_, client):
-        with pytest.raises(APIResponseValidationError, match="the answer is larger than 1000 bytes"):
+    async with serving(response(200, b" " * 1001 + PENDING), max_response_bytes=1000) as (
+        _,
+        client,
+    ):
+        with pytest.raises(
+            APIResponseValidationError, match="the answer is larger than 1000 bytes"
+        ):
             await client.get("a")
 
 
 async def test_a_result_is_never_fetched():
     async with RawServer(response(200, b"payload")) as elsewhere:
-        result = {"videoUrl": elsewhere.url, "imageUrls": [f"{elsewhere.url}/1"], "$ref": elsewhere.url}
+        result = {
+            "videoUrl": elsewhere.url,
+            "imageUrls": [f"{elsewhere.url}/1"],
+            "$ref": elsewhere.url,
+        }
         body = json.dumps({"taskId": "a", "status": "completed", "result": result}).encode()
         async with serving(response(200, body)) as (server, client):
             task = await client.wait("a")
@@ -719,7 +759,17 @@ async def test_a_result_is_never_evaluated():
 
 
 def test_nothing_in_the_library_evaluates_or_unpickles():
-    risky = {"eval", "exec", "compile", "__import__", "loads", "load", "unpickle", "system", "popen"}
+    risky = {
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+        "loads",
+        "load",
+        "unpickle",
+        "system",
+        "popen",
+    }
     used = [
         f"{path.name}:{node.lineno} {ast.unparse(node.func)}"
         for path, tree in sources()
@@ -727,7 +777,9 @@ def test_nothing_in_the_library_evaluates_or_unpickles():
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in risky
     ]
 
-    assert [use for use in used if not use.endswith((" re.compile", " json.loads", " orjson.loads"))] == []
+    assert [
+        use for use in used if not use.endswith((" re.compile", " json.loads", " orjson.loads"))
+    ] == []
 
 
 # The page keeps to what is tested.
@@ -745,6 +797,6 @@ def test_every_test_that_the_security_page_names_exists():
 
     assert len(named) > 20
     assert set(named) - there == set()
-    assert {name for module, name in there if module == "test_security"} - {name for _, name in named} == {
-        "test_every_test_that_the_security_page_names_exists"
-    }
+    assert {name for module, name in there if module == "test_security"} - {
+        name for _, name in named
+    } == {"test_every_test_that_the_security_page_names_exists"}

@@ -59,7 +59,9 @@ async def forever(task_id="task-{}"):
 
 
 class TestWatch:
-    async def test_gives_the_first_look_each_change_and_last_the_ended_task(self, client, transport):
+    async def test_gives_the_first_look_each_change_and_last_the_ended_task(
+        self, client, transport
+    ):
         transport.add("a", ("pending", 2.5), ("processing", 3))
 
         seen = [(task.status, now() - 1000) async for task in client.watch("a")]
@@ -77,7 +79,11 @@ class TestWatch:
     async def test_tells_unknown_statuses_apart(self, client, transport):
         transport.fault("a", says("queued"), says("running"), says("running"), says("completed"))
 
-        assert [task.raw["status"] async for task in client.watch("a")] == ["queued", "running", "completed"]
+        assert [task.raw["status"] async for task in client.watch("a")] == [
+            "queued",
+            "running",
+            "completed",
+        ]
 
     async def test_a_failed_poll_is_no_change(self, transport):
         async with client_over(transport, retry=RetryPolicy(budget=0)) as client:
@@ -138,7 +144,9 @@ class TestWatch:
             async for _ in client.watch("nobody"):
                 pass
 
-    async def test_break_gives_the_wait_up_though_a_variable_holds_the_watch(self, client, transport):
+    async def test_break_gives_the_wait_up_though_a_variable_holds_the_watch(
+        self, client, transport
+    ):
         transport.add("a", ("pending", 100))
         watch = client.watch("a")
 
@@ -238,7 +246,10 @@ class TestAsCompleted:
 
         ended = [(o.task_id, now() - 1000) async for o in client.as_completed(source(), timeout=50)]
 
-        assert ended == [("first", pytest.approx(50, abs=0.1)), ("second", pytest.approx(80, abs=0.1))]
+        assert ended == [
+            ("first", pytest.approx(50, abs=0.1)),
+            ("second", pytest.approx(80, abs=0.1)),
+        ]
 
     async def test_counters_move_as_outcomes_are_taken(self, client, transport):
         transport.add("a")
@@ -269,7 +280,9 @@ class TestAsCompleted:
             for task_id in ids():
                 yield task_id
 
-        stream = client.as_completed(ids() if kind == "sync" else async_ids(), max_pending=250, timeout=None)
+        stream = client.as_completed(
+            ids() if kind == "sync" else async_ids(), max_pending=250, timeout=None
+        )
         first = asyncio.create_task(anext(stream))
         await asyncio.sleep(60)
 
@@ -310,7 +323,9 @@ class TestAsCompleted:
         first.cancel()
         await stream.aclose()
 
-    async def test_a_source_that_raises_ends_the_stream_after_the_outcomes_earned(self, client, transport):
+    async def test_a_source_that_raises_ends_the_stream_after_the_outcomes_earned(
+        self, client, transport
+    ):
         transport.add("a")
         transport.add("endless", ("processing", 1000))
         transport.add("b", end="failed")
@@ -358,7 +373,9 @@ class TestAsCompleted:
             await other
 
         with pytest.raises(asyncio.CancelledError):
-            async for outcome in client.as_completed(source() if kind == "sync" else async_source()):
+            async for outcome in client.as_completed(
+                source() if kind == "sync" else async_source()
+            ):
                 outcomes.append(outcome.task_id)
 
         assert outcomes == ["a"]
@@ -388,7 +405,9 @@ class TestAsCompleted:
                 await collect(client.as_completed(source()))
             assert transport.count() == 1
 
-    @pytest.mark.parametrize("code, error", [(401, AuthenticationError), (403, PermissionDeniedError)])
+    @pytest.mark.parametrize(
+        "code, error", [(401, AuthenticationError), (403, PermissionDeniedError)]
+    )
     async def test_a_refused_key_is_raised_out_of_the_stream_after_the_outcomes_earned(
         self, client, transport, code, error
     ):
@@ -454,14 +473,19 @@ class TestAsCompleted:
         await settle(200)
 
         assert stream.pulled == 5_000
-        assert len(loop.timers_left()) <= 2 * 64 + 10  # those of requests in flight, and the queue's one
+        assert (
+            len(loop.timers_left()) <= 2 * 64 + 10
+        )  # those of requests in flight, and the queue's one
         first.cancel()
         await stream.aclose()
 
     async def test_a_long_line_of_ids_ends_on_time(self, transport):
         transport.weather = lambda task_id: stalled
         async with client_over(transport, max_concurrency=4) as client:
-            ended = [now() async for _ in client.as_completed((f"task-{n}" for n in range(500)), timeout=10)]
+            ended = [
+                now()
+                async for _ in client.as_completed((f"task-{n}" for n in range(500)), timeout=10)
+            ]
 
         assert len(ended) == 500
         assert max(ended) == pytest.approx(1010, abs=0.1)
@@ -636,7 +660,9 @@ class TestLeavingEarly:
 
         await assert_nothing_runs(client)
 
-    async def test_by_aclose_of_two_at_once_until_the_last_request_is_aborted(self, client, transport):
+    async def test_by_aclose_of_two_at_once_until_the_last_request_is_aborted(
+        self, client, transport
+    ):
         async def fetch(task_id, fetch=transport.fetch):
             try:
                 return await fetch(task_id)
@@ -685,7 +711,9 @@ class TestLeavingEarly:
     def test_by_the_end_of_a_program_that_closes_nothing(self, transport):
         async def main():
             client = client_over(transport)
-            readers = [asyncio.create_task(collect(client.as_completed(self.ids()))) for _ in range(2)]
+            readers = [
+                asyncio.create_task(collect(client.as_completed(self.ids()))) for _ in range(2)
+            ]
             readers += [asyncio.create_task(client.wait(f"task-{n}")) for n in range(5)]
             await asyncio.wait(readers, timeout=3)
 
@@ -739,7 +767,9 @@ class TestWaitAll:
         transport.add("failed", end="failed")
         transport.fault("refused", status(401))
 
-        results = await client.wait_all(["failed", "nobody", "a", "refused"], return_exceptions=True)
+        results = await client.wait_all(
+            ["failed", "nobody", "a", "refused"], return_exceptions=True
+        )
 
         assert [type(result).__name__ for result in results] == [
             "TaskFailedError",
@@ -788,7 +818,9 @@ class TestWaitAll:
         transport.weather = lambda task_id: status(503)
         policy = PollPolicy(wait=wait_fixed(1), max_outage=20)
         async with client_over(transport, poll=policy) as client:
-            results = await client.wait_all([f"task-{n}" for n in range(50)], return_exceptions=True)
+            results = await client.wait_all(
+                [f"task-{n}" for n in range(50)], return_exceptions=True
+            )
 
         assert all(isinstance(result, ServerError) for result in results)
         assert [result.task_id for result in results] == [f"task-{n}" for n in range(50)]

@@ -14,7 +14,8 @@ from pages import files
 
 PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
 STEP = re.compile(
-    r"(?P<skip><!-- not run: .*? -->\n)?```sh\n(?P<code>.*?)```(?:\n\n```text\n(?P<out>.*?)```)?", re.DOTALL
+    r"(?P<skip><!-- not run: .*? -->\n)?```sh\n(?P<code>.*?)```(?:\n\n```text\n(?P<out>.*?)```)?",
+    re.DOTALL,
 )
 MARK = "-- end of a block --"
 
@@ -27,7 +28,11 @@ def free_port():
 
 def run(script, folder):
     """Give what a shell writes to stdout and stderr, and leave nothing that it started behind."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("MOUNTSEA_", "PYTEST_"))}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MOUNTSEA_", "PYTEST_"))
+    }
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     shell = subprocess.Popen(
         ["bash"],
@@ -69,7 +74,9 @@ def test_the_pages_commands_do_what_it_says(tmp_path):
 
 
 def test_only_the_set_up_is_not_run():
-    skipped = [step["code"] for step in STEP.finditer(PAGE.read_text(encoding="utf-8")) if step["skip"]]
+    skipped = [
+        step["code"] for step in STEP.finditer(PAGE.read_text(encoding="utf-8")) if step["skip"]
+    ]
 
     assert len(skipped) == 1
     assert "pip install" in skipped[0]

@@ -55,7 +55,9 @@ class App:
         return reader, writer
 
     async def long_polls(self, count):
-        connections = [await self.ask(f"/tasks/{IDS[number % len(IDS)]}/wait") for number in range(count)]
+        connections = [
+            await self.ask(f"/tasks/{IDS[number % len(IDS)]}/wait") for number in range(count)
+        ]
         await until(lambda: self.open == count)
         return connections
 

@@ -31,7 +31,8 @@ def links(page):
     """Give the files that a page links to, but for its own translation."""
     own = {*PAIRS, *PAIRS.values(), ROOT / "docs/index.md"}
     targets = {
-        (page.parent / target).resolve() for target in LINK.findall(BLOCK.sub("", page.read_text("utf-8")))
+        (page.parent / target).resolve()
+        for target in LINK.findall(BLOCK.sub("", page.read_text("utf-8")))
     }
     return sorted(str(target.relative_to(ROOT)) for target in targets - own)
 
@@ -50,7 +51,9 @@ def test_links_lead_to_the_same_files(english, chinese):
 
 @pytest.mark.parametrize("chinese", PAIRS.values(), ids=lambda page: page.stem)
 def test_each_heading_but_a_name_is_in_chinese(chinese):
-    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", chinese.read_text("utf-8")), flags=re.MULTILINE)
+    headings = re.findall(
+        r"^#+ (.+)$", BLOCK.sub("", chinese.read_text("utf-8")), flags=re.MULTILINE
+    )
 
     assert [
         text for text in headings if text != "xai_tasks" and not re.search(r"[\u4e00-\u9fff]", text)

@@ -15,7 +15,9 @@ def main() -> int:
 
     """
     if find_spec("click") is None or find_spec("rich") is None:
-        sys.stderr.write("xai-tasks: the command line needs click and rich: pip install 'xai-tasks[cli]'\n")
+        sys.stderr.write(
+            "xai-tasks: the command line needs click and rich: pip install 'xai-tasks[cli]'\n"
+        )
         return 2
     from xai_tasks._cli._app import run  # noqa: PLC0415 -- click may be missing, as was just seen
 

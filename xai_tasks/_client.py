@@ -120,7 +120,9 @@ class TaskClient:
         if base_url is None:
             name = "MOUNTSEA_BASE_URL"
             base_url = os.environ.get(name) or DEFAULT_BASE_URL
-        self._base_url = check_base_url(base_url, name=name, allow_insecure_http=allow_insecure_http)
+        self._base_url = check_base_url(
+            base_url, name=name, allow_insecure_http=allow_insecure_http
+        )
         check_seconds("request_timeout", request_timeout, positive=True)
         check_count("max_concurrency", max_concurrency, 1)
         check_count("max_response_bytes", max_response_bytes, 1)
@@ -140,7 +142,9 @@ class TaskClient:
             user_agent=user_agent,
         )
         self._throttle = Throttle(max_concurrency, rate_limit)
-        self._fetcher = RetryingFetcher(self._transport, self._throttle, credentials, retry, self._counters)
+        self._fetcher = RetryingFetcher(
+            self._transport, self._throttle, credentials, retry, self._counters
+        )
         self._poller = Poller(
             self._fetcher,
             self._throttle,
@@ -227,15 +231,26 @@ class TaskClient:
             # A wait that had no time at all has no entry, and nothing to wait for here.
             self._poller.leave(cast("Entry", entry), waiter)
             raise
-        error = answer if isinstance(answer, Exception) else task_error(answer, task_id) if check else None
+        error = (
+            answer
+            if isinstance(answer, Exception)
+            else task_error(answer, task_id)
+            if check
+            else None
+        )
         if error is not None:
             try:
                 raise error
             finally:
-                del error, answer  # with their frame in the traceback, each would keep the other alive
+                del (
+                    error,
+                    answer,
+                )  # with their frame in the traceback, each would keep the other alive
         return cast("TaskResult", answer)
 
-    def watch(self, task_id: str, *, timeout: Timeout = FROM_POLICY, poll: PollPolicy | None = None) -> Watch:
+    def watch(
+        self, task_id: str, *, timeout: Timeout = FROM_POLICY, poll: PollPolicy | None = None
+    ) -> Watch:
         """Iterate over the changes of a task: the first look, each change of status, and last the ended task.
 
         Leaving the loop early gives the wait up. Changes that come while the loop's body runs are kept.
@@ -316,7 +331,9 @@ class TaskClient:
             check_one_of_many(task_id)
         self._bind()
         results: list[Any] = [None] * len(ids)
-        stream = OutcomeStream(self._poller, self._bind, ids, policy, seconds, max(1, len(ids)), refusals=())
+        stream = OutcomeStream(
+            self._poller, self._bind, ids, policy, seconds, max(1, len(ids)), refusals=()
+        )
         async with stream:
             async for outcome in stream:
                 error = outcome.error

@@ -44,7 +44,9 @@ def printable(text: str, limit: int = 500) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in cut)
 
 
-def _rebuild(cls: type[XaiTasksError], args: tuple[Any, ...], state: dict[str, Any]) -> XaiTasksError:
+def _rebuild(
+    cls: type[XaiTasksError], args: tuple[Any, ...], state: dict[str, Any]
+) -> XaiTasksError:
     error = cls.__new__(cls, *args)
     error.args = args  # OSError, a base of the timeouts, would have set them in its __init__ only
     error.__dict__.update(state)
@@ -255,7 +257,9 @@ class WaitTimeoutError(XaiTasksError, TimeoutError):
         last: TaskResult | None = None,
         last_error: APIError | None = None,
     ) -> None:
-        super().__init__(task_id)  # nothing more: OSError would take two arguments for errno and strerror
+        super().__init__(
+            task_id
+        )  # nothing more: OSError would take two arguments for errno and strerror
         self.task_id = task_id
         self.timeout = timeout
         self.last = last

@@ -160,7 +160,9 @@ class Outcome:
         if self.error is not None:
             raise self.error
         if self.task is None:
-            raise ValueError(f"the outcome of task {printable(self.task_id)!r} holds neither task nor error")
+            raise ValueError(
+                f"the outcome of task {printable(self.task_id)!r} holds neither task nor error"
+            )
         return self.task
 
 
@@ -258,5 +260,8 @@ def _date(value: Any) -> datetime | None:
         if date.tzinfo is None:
             return date.replace(tzinfo=UTC)
         return date if date.tzinfo is UTC else date.astimezone(UTC)
-    except (ValueError, OverflowError):  # the latter from a date whose UTC lies outside years 1 to 9999
+    except (
+        ValueError,
+        OverflowError,
+    ):  # the latter from a date whose UTC lies outside years 1 to 9999
         return None

@@ -17,7 +17,9 @@ StopStrategy = Callable[[RetryCallState], bool]
 """A tenacity stop strategy: whether to give up, from the state of the attempts so far."""
 
 
-def check_seconds(name: str, value: object, *, optional: bool = False, positive: bool = False) -> None:
+def check_seconds(
+    name: str, value: object, *, optional: bool = False, positive: bool = False
+) -> None:
     """Check that the argument called `name` is a number of seconds, 0 or more (with `positive`: more than 0).
 
     Raises:
@@ -92,7 +94,9 @@ class RetryPolicy:
     )
     """Seconds between attempts where the server names none; any tenacity wait strategy. The default is full
     jitter: uniform from 0 to a bound that starts at 0.5 s and doubles up to 8 s."""
-    statuses: frozenset[int] = field(default=frozenset({408, 429, 500, 502, 503, 504}), converter=_statuses)
+    statuses: frozenset[int] = field(
+        default=frozenset({408, 429, 500, 502, 503, 504}), converter=_statuses
+    )
     """The HTTP statuses that are retried. Connection faults, timeouts and malformed answers always are."""
     max_retry_after: float = field(default=60.0, validator=_seconds)
     """Seconds: a `Retry-After` longer than this fails the request instead; a pause is never longer."""

@@ -80,7 +80,9 @@ class _Waits(WorkerPlugin):
 
         try:
             async with TaskClient(self._key.source, **self._options) as client:
-                async for outcome in client.as_completed(ids(), max_pending=_CHUNKS * self._chunk_size):
+                async for outcome in client.as_completed(
+                    ids(), max_pending=_CHUNKS * self._chunk_size
+                ):
                     self._outcomes.append(evolve(outcome, index=places.pop(outcome.index)))
         except Exception as error:  # noqa: BLE001 -- the key was refused, or what its source raised
             self._error = error
@@ -101,7 +103,10 @@ class _Waits(WorkerPlugin):
         # The first is about no ids, and after a full chunk there may be another.
         if number and len(ids) < self._chunk_size and len(self._outcomes) < self._chunk_size:
             await asyncio.sleep(_TURN)
-        outcomes, self._outcomes = self._outcomes[: self._chunk_size], self._outcomes[self._chunk_size :]
+        outcomes, self._outcomes = (
+            self._outcomes[: self._chunk_size],
+            self._outcomes[self._chunk_size :],
+        )
         return outcomes, None if self._outcomes else self._error
 
 
@@ -150,7 +155,9 @@ class _Work:
             await self._pulling
         except Exception as error:
             if self._dask.status != "running":
-                raise ConnectionError("the Dask client is closed, or its scheduler is gone") from error
+                raise ConnectionError(
+                    "the Dask client is closed, or its scheduler is gone"
+                ) from error
             raise
         finally:
             await _stop(self._pulling)

@@ -85,7 +85,9 @@ async def wait(request: web.Request) -> web.StreamResponse:
     except ValueError:
         timeout = math.nan
     if not 0 < timeout <= 60:
-        return web.json_response({"detail": "timeout must be more than 0 and at most 60 seconds"}, status=422)
+        return web.json_response(
+            {"detail": "timeout must be more than 0 and at most 60 seconds"}, status=422
+        )
     try:
         task = await request.app[CLIENT].wait(task_id, timeout=timeout, check=False)
     except WaitTimeoutError as error:
@@ -117,7 +119,11 @@ async def stream(request: web.Request, task_ids: Iterable[str]) -> web.StreamRes
     """Send the changes of tasks as server-sent events. A client that goes away has this cancelled."""
     client = request.app[CLIENT]
     response = web.StreamResponse(
-        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        headers={
+            "Content-Type": "text/event-stream",
+            "Cache-Control": "no-cache",
+            "X-Accel-Buffering": "no",
+        }
     )
     await response.prepare(request)
 
@@ -186,7 +192,9 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         status, detail = problem(error)
         response = web.json_response({"detail": detail}, status=status)
         if status == 503:
-            response.headers["Retry-After"] = str(math.ceil(getattr(error, "retry_after", None) or 5))
+            response.headers["Retry-After"] = str(
+                math.ceil(getattr(error, "retry_after", None) or 5)
+            )
         return response
 
 

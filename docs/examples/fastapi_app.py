@@ -84,7 +84,9 @@ async def events(task_id: str, client: Client) -> AsyncIterator[ServerSentEvent]
                 yield ServerSentEvent(event="task", data=as_json(task_id, task))
     except XaiTasksError as error:
         status, detail = problem(error)
-        yield ServerSentEvent(event="problem", data={"taskId": task_id, "status": status, "detail": detail})
+        yield ServerSentEvent(
+            event="problem", data={"taskId": task_id, "status": status, "detail": detail}
+        )
 
 
 @app.get("/tasks/{task_id:path}")
@@ -142,11 +144,15 @@ def problem(error: XaiTasksError) -> tuple[int, str]:
 async def on_error(request: Request, error: XaiTasksError) -> JSONResponse:
     status, detail = problem(error)
     headers = (
-        {"Retry-After": str(math.ceil(getattr(error, "retry_after", None) or 5))} if status == 503 else None
+        {"Retry-After": str(math.ceil(getattr(error, "retry_after", None) or 5))}
+        if status == 503
+        else None
     )
     return JSONResponse({"detail": detail}, status, headers)
 
 
 @app.exception_handler(ClientDisconnect)
 async def on_hang_up(request: Request, error: ClientDisconnect) -> Response:
-    return Response(status_code=499)  # nobody reads it; access logs know it as "client closed request"
+    return Response(
+        status_code=499
+    )  # nobody reads it; access logs know it as "client closed request"

@@ -165,13 +165,17 @@ def problem(error: XaiTasksError) -> tuple[int, str]:
 def on_error(request: Request[Any, Any, Any], error: XaiTasksError) -> Response[dict[str, str]]:
     status, detail = problem(error)
     headers = (
-        {"Retry-After": str(math.ceil(getattr(error, "retry_after", None) or 5))} if status == 503 else None
+        {"Retry-After": str(math.ceil(getattr(error, "retry_after", None) or 5))}
+        if status == 503
+        else None
     )
     return Response({"detail": detail}, status_code=status, headers=headers)
 
 
 def on_hang_up(request: Request[Any, Any, Any], error: HungUpError) -> Response[None]:
-    return Response(None, status_code=499)  # nobody reads it; access logs know it as "client closed request"
+    return Response(
+        None, status_code=499
+    )  # nobody reads it; access logs know it as "client closed request"
 
 
 app = Litestar(

@@ -62,12 +62,16 @@ class Telemetry:
         self._tracer = trace.get_tracer("xai_tasks", tracer_provider=tracer_provider)
         meter = metrics.get_meter("xai_tasks", meter_provider=meter_provider)
         for name, what in COUNTERS.items():
-            meter.create_observable_counter(f"xai_tasks.{name}", [self._reader(name)], description=what)
+            meter.create_observable_counter(
+                f"xai_tasks.{name}", [self._reader(name)], description=what
+            )
         for name, what in GAUGES.items():
             meter.create_observable_up_down_counter(
                 f"xai_tasks.{name}", [self._reader(name)], description=what
             )
-        self._waits = meter.create_up_down_counter("xai_tasks.waits", description="Waits in progress.")
+        self._waits = meter.create_up_down_counter(
+            "xai_tasks.waits", description="Waits in progress."
+        )
         self._noticed_after = meter.create_histogram(
             "xai_tasks.noticed_after",
             unit="s",
@@ -106,7 +110,9 @@ class Telemetry:
         began = datetime.now(UTC)
         contexts = self._contexts.setdefault(task_id, [])
         # Waits for one id share its requests: these go under the oldest, which the others point to.
-        links = [trace.Link(trace.get_current_span(oldest).get_span_context()) for oldest in contexts[:1]]
+        links = [
+            trace.Link(trace.get_current_span(oldest).get_span_context()) for oldest in contexts[:1]
+        ]
         with self._tracer.start_as_current_span(
             "xai_tasks.wait", attributes={"xai_tasks.task_id": task_id}, links=links
         ) as span:
@@ -131,7 +137,9 @@ class Telemetry:
 
     def _ended(self, span: Any, task: TaskResult, began: datetime) -> None:
         span.set_attribute("xai_tasks.status", task.status.value)
-        if task.finished_at is not None and task.finished_at >= began:  # not ended long before anybody asked
+        if (
+            task.finished_at is not None and task.finished_at >= began
+        ):  # not ended long before anybody asked
             self._noticed_after.record((datetime.now(UTC) - task.finished_at).total_seconds())
 
     def _reader(self, name: str) -> Any:
@@ -143,7 +151,9 @@ class Telemetry:
 
     # Polls are made by workers that serve all waits, in a context without a span: it is to be had by the id.
 
-    async def _enter(self, session: Any, request: Any, params: aiohttp.TraceRequestStartParams) -> None:
+    async def _enter(
+        self, session: Any, request: Any, params: aiohttp.TraceRequestStartParams
+    ) -> None:
         contexts = self._contexts.get(params.url.query.get("taskId", ""))
         if contexts and not trace.get_current_span().get_span_context().is_valid:
             _attached.set(context.attach(contexts[0]))
@@ -166,12 +176,17 @@ async def main(task_ids: Iterable[str]) -> None:
 
 if __name__ == "__main__":
     from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, PeriodicExportingMetricReader
+    from opentelemetry.sdk.metrics.export import (
+        ConsoleMetricExporter,
+        PeriodicExportingMetricReader,
+    )
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 
     tracers = TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
     trace.set_tracer_provider(tracers)
-    metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(ConsoleMetricExporter())]))
+    metrics.set_meter_provider(
+        MeterProvider([PeriodicExportingMetricReader(ConsoleMetricExporter())])
+    )
     asyncio.run(main(sys.argv[1:]))

@@ -155,13 +155,17 @@ async def on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, XaiTasksError)
     status, detail = problem(error)
     headers = (
-        {"Retry-After": str(math.ceil(getattr(error, "retry_after", None) or 5))} if status == 503 else None
+        {"Retry-After": str(math.ceil(getattr(error, "retry_after", None) or 5))}
+        if status == 503
+        else None
     )
     return JSONResponse({"detail": detail}, status, headers)
 
 
 async def on_hang_up(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; access logs know it as "client closed request"
+    return Response(
+        status_code=499
+    )  # nobody reads it; access logs know it as "client closed request"
 
 
 app = Starlette(

@@ -61,7 +61,9 @@ async def nudge() -> None:
 
 
 @broker.task(ack_type="manual")
-async def wait(task_ids: list[str], give_up_at: float, context: Annotated[Context, TaskiqDepends()]) -> None:
+async def wait(
+    task_ids: list[str], give_up_at: float, context: Annotated[Context, TaskiqDepends()]
+) -> None:
     """Wait for `task_ids` until `give_up_at`, in seconds since 1970, and keep what comes of each in Redis.
 
     Its message is acknowledged when all is done or handed on, and only then: killed, shut down or failed in between, be it for a refused

@@ -34,7 +34,9 @@ class Slot:
 class Tenants:
     """The clients of the tenants seen last; one that nobody has used for longest is closed to make room."""
 
-    def __init__(self, make: Callable[[str, aiohttp.ClientSession], TaskClient], most: int = 100) -> None:
+    def __init__(
+        self, make: Callable[[str, aiohttp.ClientSession], TaskClient], most: int = 100
+    ) -> None:
         """Have `make` build a tenant's client over the session that it is given; keep `most` of them, 1 or more."""
         self._make = make
         self._most = most

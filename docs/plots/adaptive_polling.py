@@ -28,7 +28,9 @@ SPREADS = {
     "two humps, 15 % near 4 s, 85 % near 60 s": "15 % near 4 s, 85 % near 60 s",
 }
 POLICIES = {
-    "exponential, x 1.5": lambda seconds: wait_exponential(multiplier=1, exp_base=1.5, max=2 * seconds),
+    "exponential, x 1.5": lambda seconds: wait_exponential(
+        multiplier=1, exp_base=1.5, max=2 * seconds
+    ),
     "fixed interval": wait_fixed,
     "wait_adaptive": wait_adaptive,
 }

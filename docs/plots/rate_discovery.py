@@ -123,16 +123,29 @@ def draw_halving() -> None:
         changes = [each for last, each in pairwise(changes) if each[1] != last[1]]
         times, rates = zip(*changes, (80, changes[-1][1]), strict=True)
         place.step(
-            [0, 30, 80], [200, 100, 100], where="post", color="black", linestyle=":", label="the limit"
+            [0, 30, 80],
+            [200, 100, 100],
+            where="post",
+            color="black",
+            linestyle=":",
+            label="the limit",
         )
         place.step(times, rates, where="post", color=colour, linewidth=0.8, label="offered")
         counts = [run.accepted_rate(second, second + 1) for second in range(80)]
-        place.stairs(counts, range(81), fill=True, alpha=0.35, color=colour, label="accepted in each second")
+        place.stairs(
+            counts, range(81), fill=True, alpha=0.35, color=colour, label="accepted in each second"
+        )
         place.plot(
-            run.pauses, [0] * len(run.pauses), "x", color="tab:red", clip_on=False, label="429 and pause"
+            run.pauses,
+            [0] * len(run.pauses),
+            "x",
+            color="tab:red",
+            clip_on=False,
+            label="429 and pause",
         )
         place.set_title(
-            f"{name}: {sum(counts[10:]) / (20 * 200 + 50 * 100):.0%} of the limit from 10 s on", fontsize=10
+            f"{name}: {sum(counts[10:]) / (20 * 200 + 50 * 100):.0%} of the limit from 10 s on",
+            fontsize=10,
         )
         place.grid(alpha=0.3)
     places[0].set_xlim(0, 80)

@@ -42,7 +42,10 @@ def _cells(row: Row) -> tuple[str, ...]:
 def with_tables(page: str) -> str:
     """Give the page with its tables brought up to date, each between its two comments."""
     for name, rows in TABLES.items():
-        begin, end = f"<!-- {name}: made by docs/scripts/fault_table.py -->", f"<!-- end of {name} -->"
+        begin, end = (
+            f"<!-- {name}: made by docs/scripts/fault_table.py -->",
+            f"<!-- end of {name} -->",
+        )
         pattern = re.escape(begin) + ".*?" + re.escape(end)
         replacement = f"{begin}\n\n{table(rows)}\n\n{end}"
         page, found = re.subn(pattern, lambda _, text=replacement: text, page, flags=re.DOTALL)

@@ -57,7 +57,11 @@ def imports(boxes: dict[str, list[Path]]) -> Graph:
     """Give what each box imports of the others at run time."""
     graph: Graph = {}
     for box, paths in boxes.items():
-        found = {name for path in paths for name in _imported(ast.parse(path.read_text(encoding="utf-8")))}
+        found = {
+            name
+            for path in paths
+            for name in _imported(ast.parse(path.read_text(encoding="utf-8")))
+        }
         graph[box] = {name for name in found if name in boxes and name != box}
     return graph
 
@@ -183,13 +187,17 @@ def _box(name: str, path: Path, x: float, y: float) -> str:
         f'<text class="name" x="{x:g}" y="{y + 20:g}">{name}</text>',
     ]
     for number, line in enumerate(textwrap.wrap(_summary(path), 28, max_lines=3, placeholder=" …")):
-        lines.append(f'<text class="says" x="{x:g}" y="{y + 38 + 14 * number:g}">{escape(line)}</text>')
+        lines.append(
+            f'<text class="says" x="{x:g}" y="{y + 38 + 14 * number:g}">{escape(line)}</text>'
+        )
     return "\n".join(lines)
 
 
 def _summary(path: Path) -> str:
     """Give the first sentence of a module's docstring."""
-    first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
+    first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition(
+        "\n\n"
+    )[0]
     return first.replace("\n", " ").replace("`", "").removesuffix(".")
 
 

@@ -14,7 +14,8 @@ DOCS = Path(__file__).parent.parent
 EXAMPLES = DOCS / "examples"
 LANGUAGES = {".html": "html", ".py": "python"}
 COPY = re.compile(
-    r"(<!-- (\S+): made by docs/scripts/include_examples\.py -->\n).*?(<!-- end of \2 -->)", re.DOTALL
+    r"(<!-- (\S+): made by docs/scripts/include_examples\.py -->\n).*?(<!-- end of \2 -->)",
+    re.DOTALL,
 )
 
 

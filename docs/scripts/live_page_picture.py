@@ -72,7 +72,9 @@ def take(url: str) -> None:
             WebDriverWait(browser, 20).until(
                 lambda _: "asked for" not in browser.find_element("id", "rows").text
             )
-            browser.set_window_size(980, browser.execute_script("return document.body.scrollHeight") + 110)
+            browser.set_window_size(
+                980, browser.execute_script("return document.body.scrollHeight") + 110
+            )
             browser.save_screenshot(str(PICTURE))
         finally:
             browser.quit()

@@ -16,7 +16,15 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from adaptive_simulation import DURATIONS, Run, compare, durations, matching_interval, simulate, stream
+from adaptive_simulation import (
+    DURATIONS,
+    Run,
+    compare,
+    durations,
+    matching_interval,
+    simulate,
+    stream,
+)
 from tenacity import wait_exponential, wait_fixed
 from tenacity.wait import wait_base
 
@@ -44,8 +52,12 @@ def run_simulated(count: int, seed: int) -> bool:
     """Print the simulated tables; tell whether every target is reached."""
     reached = True
     print(f"Simulated, {count:,} tasks, one a second, seed {seed}.")
-    print("\nAt an interval that costs what backoff 1 -> 10 s x 1.5 does (polls, mean delay in seconds):\n")
-    print("| durations | backoff | fixed | adaptive | polls | delay / backoff | delay / fixed | all known |")
+    print(
+        "\nAt an interval that costs what backoff 1 -> 10 s x 1.5 does (polls, mean delay in seconds):\n"
+    )
+    print(
+        "| durations | backoff | fixed | adaptive | polls | delay / backoff | delay / fixed | all known |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, (to_backoff, to_fixed) in TARGETS.items():
         lengths = durations(name, count, seed)
@@ -69,7 +81,9 @@ def run_simulated(count: int, seed: int) -> bool:
         print(
             f"| {name} | {_cell(compared.fixed)} | {_cell(compared.adaptive)} | {polls:.3f} | {delay:.3f} |"
         )
-    print("\nLognormal 45 s, sigma 0.5, against the fixed interval of 5 s, under other circumstances:\n")
+    print(
+        "\nLognormal 45 s, sigma 0.5, against the fixed interval of 5 s, under other circumstances:\n"
+    )
     print("| circumstances | fixed | adaptive | polls | delay |")
     print("| --- | --- | --- | --- | --- |")
     for name, options in _circumstances(count, seed).items():
@@ -98,7 +112,9 @@ def _all_known(name: str, lengths: list[float], interval: float) -> str:
     masses = [0.0] * (len(table.edges) - 1)
     for length in durations(name, 200_000, -1):
         masses[min(bisect.bisect_right(table.edges, length), len(masses)) - 1] += 1 / 200_000
-    plan = Plan(Curve(table, masses, [1.0] + [0.0] * len(masses)), Limits(interval, 0.5, 30.0), None)
+    plan = Plan(
+        Curve(table, masses, [1.0] + [0.0] * len(masses)), Limits(interval, 0.5, 30.0), None
+    )
     ages = [0.0]
     while ages[-1] < max(lengths):
         known = ages[-1] < plan.end
@@ -117,7 +133,9 @@ def _circumstances(count: int, seed: int) -> dict[str, dict]:
         "one task in 100 s": {"created": stream(count, 0.01)},
         "all created at once, nothing known": {"created": at_once},
         "all created at once, the second time": {"created": at_once, "again": True},
-        "first look 0 to 60 s after creation": {"first_look": [rng.uniform(0, 60) for _ in range(count)]},
+        "first look 0 to 60 s after creation": {
+            "first_look": [rng.uniform(0, 60) for _ in range(count)]
+        },
         "the same, server's clock an hour ahead": {
             "first_look": [rng.uniform(0, 60) for _ in range(count)],
             "skew": 3600.0,
@@ -172,7 +190,9 @@ async def run_sockets(count: int, seed: int) -> None:
     backoff = wait_exponential(multiplier=1 / SHRUNK, exp_base=1.5, max=10 / SHRUNK)
     interval = matching_interval(lengths, simulate(backoff, lengths).mean_polls)
     random.seed(seed)
-    print(f"\nOver sockets, {count} tasks of lognormal {45 / SHRUNK} s, sigma 0.5, {RATE:.0f} a second:\n")
+    print(
+        f"\nOver sockets, {count} tasks of lognormal {45 / SHRUNK} s, sigma 0.5, {RATE:.0f} a second:\n"
+    )
     print("| strategy | polls | mean delay, ms |")
     print("| --- | --- | --- |")
     for name, wait in {
@@ -197,7 +217,9 @@ async def _wait_for_all(wait: wait_base, lengths: list[float]) -> tuple[float, f
             task = await client.wait(str(number))
             return time.time() - task.finished_at.timestamp()
 
-        delays = await asyncio.gather(*(one(number, length) for number, length in enumerate(lengths)))
+        delays = await asyncio.gather(
+            *(one(number, length) for number, length in enumerate(lengths))
+        )
         return client.stats.polls / len(lengths) - 1, sum(delays) / len(delays)
 
 

@@ -11,7 +11,13 @@ from typing import Any
 
 import aiohttp
 from attrs import frozen
-from tenacity import AsyncRetrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_delay,
+    wait_fixed,
+)
 
 CONNECTIONS = 100
 
@@ -48,7 +54,8 @@ def decode(body: bytes) -> Task:
 def session() -> aiohttp.ClientSession:
     """Give a session with aiohttp's defaults, which are 100 connections."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=CONNECTIONS), headers={"Authorization": "Bearer made-up-key"}
+        connector=aiohttp.TCPConnector(limit=CONNECTIONS),
+        headers={"Authorization": "Bearer made-up-key"},
     )
 
 
@@ -80,7 +87,11 @@ def is_open(task: Task) -> bool:
 
 
 async def wait(
-    http: aiohttp.ClientSession, url: str, task_id: str, semaphore: asyncio.Semaphore, interval: float
+    http: aiohttp.ClientSession,
+    url: str,
+    task_id: str,
+    semaphore: asyncio.Semaphore,
+    interval: float,
 ) -> Task:
     """Poll one task every `interval` seconds until it has ended: the loop that a user would write."""
 

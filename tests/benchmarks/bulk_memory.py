@@ -35,7 +35,9 @@ async def waiting(url: str, count: int) -> dict[str, Any]:
     return {"bytes": (held - before) / count}
 
 
-async def _until_polled(client: TaskClient, ids: list[str], polled: int, *, measured: bool = False) -> int:
+async def _until_polled(
+    client: TaskClient, ids: list[str], polled: int, *, measured: bool = False
+) -> int:
     """Have each id polled once; give the number of polls, or `measured` the memory while all of them wait."""
     async with client.as_completed(ids, max_pending=len(ids)) as stream:
         taker = asyncio.ensure_future(anext(stream))
@@ -65,7 +67,9 @@ async def coroutines(url: str, count: int) -> dict[str, Any]:
     async def hold(ids: list[str]) -> int:
         nonlocal polled
         polled = 0
-        waits = [asyncio.ensure_future(baselines.wait(Http(), url, i, semaphore, 3600.0)) for i in ids]
+        waits = [
+            asyncio.ensure_future(baselines.wait(Http(), url, i, semaphore, 3600.0)) for i in ids
+        ]
         while polled < len(ids):
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.5)  # the last answers
@@ -90,7 +94,9 @@ async def passing(url: str, count: int, max_pending: int) -> dict[str, Any]:
         for number in range(count):
             yield harness.task_id(number)
 
-    async with TaskClient("made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS) as client:
+    async with TaskClient(
+        "made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS
+    ) as client:
         before = harness.memory()
         harness.reset_peak()
         async with client.as_completed(source(), max_pending=max_pending) as stream:
@@ -121,7 +127,9 @@ def _run_waiting(rounds: int, count: int, report: harness.Report) -> None:
     report.add(f"an id in `as_completed`, {count:,} waiting", "bytes", ours, at_most=800)
     report.add(f"a sleeping coroutine per id, {count:,} waiting", "bytes", theirs)
     report.add(
-        "a coroutine against an id in `as_completed`", "x", [b / a for a, b in zip(ours, theirs, strict=True)]
+        "a coroutine against an id in `as_completed`",
+        "x",
+        [b / a for a, b in zip(ours, theirs, strict=True)],
     )
 
 

@@ -57,7 +57,9 @@ async def loops(url: str, count: int, keep: bool) -> dict[str, Any]:
 
 def _client(url: str) -> TaskClient:
     policy = PollPolicy(wait=wait_fixed(_INTERVAL))
-    return TaskClient("made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=policy)
+    return TaskClient(
+        "made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=policy
+    )
 
 
 async def _cost(wait: Any, count: int) -> dict[str, Any]:
@@ -70,7 +72,11 @@ async def _cost(wait: Any, count: int) -> dict[str, Any]:
     kept = await wait(ids)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     del kept
-    return {"cpu": cpu / count * 1e6, "memory": (harness.peak_memory() - before) / _MB, "seconds": seconds}
+    return {
+        "cpu": cpu / count * 1e6,
+        "memory": (harness.peak_memory() - before) / _MB,
+        "seconds": seconds,
+    }
 
 
 def run(options: argparse.Namespace, report: harness.Report) -> None:

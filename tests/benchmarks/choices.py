@@ -28,7 +28,11 @@ from xai_tasks._models import _json, parse_json
 
 _BASE = "http://127.0.0.1:8000/xai/tasks"
 _BODY = harness._ENDED % (harness.task_id(0).encode(),)
-_HEADERS = {"Accept": "application/json", "Authorization": "Bearer made-up-key", "User-Agent": "made-up"}
+_HEADERS = {
+    "Accept": "application/json",
+    "Authorization": "Bearer made-up-key",
+    "User-Agent": "made-up",
+}
 
 
 async def _answer() -> int:
@@ -46,7 +50,9 @@ def _pairs(
 ) -> dict[str, tuple[Callable[[], Awaitable[Any]], Callable[[], Awaitable[Any]]]]:
     """Give, by what they are for, the obvious way and the chosen one."""
     numbers = itertools.count()  # another id each time, as yarl remembers the last ones
-    build = partial(URL.build, scheme="http", authority="127.0.0.1:8000", path="/xai/tasks", encoded=True)
+    build = partial(
+        URL.build, scheme="http", authority="127.0.0.1:8000", path="/xai/tasks", encoded=True
+    )
     headers = CIMultiDict(_HEADERS)
     always = tenacity.retry_if_result(lambda _: True)
     strategy = tenacity.wait_fixed(5)
@@ -98,7 +104,10 @@ def _pairs(
         "the deadline: `asyncio.timeout`, one timer for all": (own_timeout, shared_timer),
         "the headers: a dict, what aiohttp makes of it": (convert_headers, copy_headers),
         "the first attempt: inside tenacity, outside": (attempt_inside, _answer),
-        "the poll's decision: `BaseRetrying.iter`, the wait strategy alone": (iterate, ask_strategy),
+        "the poll's decision: `BaseRetrying.iter`, the wait strategy alone": (
+            iterate,
+            ask_strategy,
+        ),
         "a coroutine: in a task of its own, in the worker's": (task_each, _answer),
         "the JSON: the standard library, orjson where its result is the same": (parse, parse_fast),
     }
@@ -109,7 +118,9 @@ async def calls(count: int) -> dict[str, Any]:
     deadlines = Deadlines(30)
     other = asyncio.create_task(_hold(deadlines))
     await asyncio.sleep(0)
-    costs = {what: [await _cost(way, count) for way in ways] for what, ways in _pairs(deadlines).items()}
+    costs = {
+        what: [await _cost(way, count) for way in ways] for what, ways in _pairs(deadlines).items()
+    }
     other.cancel()
     return costs
 
@@ -128,7 +139,9 @@ async def leaving(url: str, count: int, at_once: bool) -> dict[str, Any]:
     if at_once:
         xai_tasks._polling.poller._SLICE = count
     # A limit keeps polls out of it.
-    async with TaskClient("made-up-key", base_url=url, rate_limit=1, poll=waiting_cost.LONG) as client:
+    async with TaskClient(
+        "made-up-key", base_url=url, rate_limit=1, poll=waiting_cost.LONG
+    ) as client:
         stream = client.as_completed(harness.task_ids(count), max_pending=count)
         taker = asyncio.ensure_future(anext(stream))
         while client.stats.waiting < count:
@@ -171,7 +184,9 @@ def _run_leaving(rounds: int, count: int, report: harness.Report) -> None:
             results[at_once].append(result["longest"])
     for at_once, milliseconds in results.items():
         how = "at once" if at_once else "in slices of 1,000"
-        report.add(f"longest block of the loop, a stream of {count:,} ids left {how}", "ms", milliseconds)
+        report.add(
+            f"longest block of the loop, a stream of {count:,} ids left {how}", "ms", milliseconds
+        )
 
 
 if __name__ == "__main__":

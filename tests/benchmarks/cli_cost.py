@@ -75,7 +75,9 @@ def _run_resume(count: int, report: harness.Report) -> None:
             command = ["-m", "xai_tasks", "wait", "-i", "-", "-o", str(path), "--resume"]
             cost = processes.run(command, ids, _KEY)
             bound = 200.0 if number else None
-            report.add(f"peak of memory, `--resume`, {number:,} ids held", "MB", [cost.peak], at_most=bound)
+            report.add(
+                f"peak of memory, `--resume`, {number:,} ids held", "MB", [cost.peak], at_most=bound
+            )
             report.add(f"`--resume`, {number:,} ids held", "s CPU", [cost.cpu])
 
 

@@ -24,7 +24,9 @@ _WARM_UP = 500
 
 async def alone(url: str, count: int) -> dict[str, Any]:
     """Wait in one process without Dask."""
-    async with TaskClient("made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS) as client:
+    async with TaskClient(
+        "made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS
+    ) as client:
 
         async def wait(ids: list[str]) -> None:
             async for outcome in client.as_completed(ids):
@@ -51,7 +53,11 @@ async def cluster(url: str, count: int, workers: int) -> dict[str, Any]:
         ) as local,
         Client(local, asynchronous=True) as client,
     ):
-        options = {"api_key": "made-up-key", "base_url": url, "max_concurrency": baselines.CONNECTIONS}
+        options = {
+            "api_key": "made-up-key",
+            "base_url": url,
+            "max_concurrency": baselines.CONNECTIONS,
+        }
 
         async def wait(ids: list[str]) -> None:
             async for outcome in as_completed(ids, client=client, **options):

@@ -90,7 +90,9 @@ class Api:
             since = now - self.started
             if not self.limit.passes(since):
                 self.rejected.append(since)
-                return b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\n%b2\r\n\r\n{}" % self.head
+                return (
+                    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\n%b2\r\n\r\n{}" % self.head
+                )
             self.accepted.append(since)
         task_id = head.split(b" ", 2)[1].partition(b"taskId=")[2]
         body = (_ENDED if self.has_ended(task_id) else _PENDING) % task_id
@@ -139,7 +141,9 @@ async def _serve(api: Api) -> None:
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)  # also over when the benchmark dies
     server.close()
-    print(json.dumps({"requests": api.requests, "accepted": api.accepted, "rejected": api.rejected}))
+    print(
+        json.dumps({"requests": api.requests, "accepted": api.accepted, "rejected": api.rejected})
+    )
 
 
 class Server:
@@ -183,7 +187,9 @@ def task_id(number: int) -> str:
     return f"5f0c6c3e-8f7a-4c0b-9d61-{number:012d}"
 
 
-async def by_turns(works: Mapping[str, Callable[[], Awaitable[int]]], rounds: int) -> dict[str, list[float]]:
+async def by_turns(
+    works: Mapping[str, Callable[[], Awaitable[int]]], rounds: int
+) -> dict[str, list[float]]:
     """Give the microseconds of this process's CPU, user and system, per request, of each work in each round.
 
     A work gives how many requests it has made. Each comes first, last and between as often as any other, and there is a round
@@ -231,7 +237,14 @@ class Child:
 
     def __init__(self, name: str, arguments: dict[str, Any], *, pinned: bool) -> None:
         """Start the measurement called `name`, pinned to the clients' core or not."""
-        command = [sys.executable, sys.argv[0], "--child", name, json.dumps(arguments), str(int(pinned))]
+        command = [
+            sys.executable,
+            sys.argv[0],
+            "--child",
+            name,
+            json.dumps(arguments),
+            str(int(pinned)),
+        ]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def result(self) -> dict[str, Any]:
@@ -395,11 +408,15 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the children on the way out
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument(
-        "--quick", action="store_true", help="a tenth of the work, to see it run: no figures to quote"
+        "--quick",
+        action="store_true",
+        help="a tenth of the work, to see it run: no figures to quote",
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds per figure (default: 5)")
     parser.add_argument("--only", default="", help="only the parts whose name contains this")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figure to FILE")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every round's figure to FILE"
+    )
     options = parser.parse_args()
     if options.quick:
         options.rounds = min(options.rounds, 2)
@@ -426,4 +443,6 @@ if __name__ == "__main__":
     os.sched_setaffinity(0, [SERVER_CORE])
     settings = json.loads(sys.argv[1])
     rate_limit = settings.get("limit")
-    asyncio.run(_serve(Api(settings.get("looks"), None if rate_limit is None else Limit(**rate_limit))))
+    asyncio.run(
+        _serve(Api(settings.get("looks"), None if rate_limit is None else Limit(**rate_limit)))
+    )

@@ -38,7 +38,9 @@ async def notice(url: str, count: int) -> dict[str, Any]:
     arrived: dict[str, float] = {}
     delays: list[float] = []
 
-    async def at_end(_session: object, _context: object, params: aiohttp.TraceRequestEndParams) -> None:
+    async def at_end(
+        _session: object, _context: object, params: aiohttp.TraceRequestEndParams
+    ) -> None:
         arrived[params.url.query["taskId"]] = time.perf_counter()
 
     trace = aiohttp.TraceConfig()
@@ -178,7 +180,9 @@ async def gathered(url: str, count: int, seconds: float) -> dict[str, Any]:
 async def bare(url: str, count: int, seconds: float) -> dict[str, Any]:
     """Give the same for bare requests over 100 connections, for as long."""
     until = time.perf_counter() + seconds
-    ids = itertools.takewhile(lambda _: time.perf_counter() < until, itertools.cycle(harness.task_ids(count)))
+    ids = itertools.takewhile(
+        lambda _: time.perf_counter() < until, itertools.cycle(harness.task_ids(count))
+    )
     async with baselines.session() as session:
         return await _blocks(lambda: baselines.get_all(session, url, ids))
 
@@ -200,7 +204,9 @@ def _run_notice(rounds: int, count: int, report: harness.Report) -> None:
         for number in range(rounds):
             harness.progress(f"notice, round {number + 1} of {rounds}")
             results.append(harness.measure("notice", url=server.url, count=count))
-    report.add("from an answer to the waiting coroutine, median", "ms", [each["p50"] for each in results])
+    report.add(
+        "from an answer to the waiting coroutine, median", "ms", [each["p50"] for each in results]
+    )
     report.add("p99 of that", "ms", [each["p99"] for each in results], at_most=5)
     report.add("longest of that", "ms", [each["longest"] for each in results])
 
@@ -216,13 +222,22 @@ def _run_blocks(rounds: int, count: int, seconds: float, report: harness.Report)
     with harness.serve(looks=None) as server:
         for number, name in itertools.product(range(rounds), variants):
             harness.progress(f"blocks, {name}, round {number + 1} of {rounds}")
-            results[name].append(harness.measure(name, url=server.url, count=count, seconds=seconds))
+            results[name].append(
+                harness.measure(name, url=server.url, count=count, seconds=seconds)
+            )
     for name, what in variants.items():
         longest = [each["longest"] for each in results[name]]
         report.add(
-            f"longest block of the loop, {what}", "ms", longest, at_most=20 if name == "waiting" else None
+            f"longest block of the loop, {what}",
+            "ms",
+            longest,
+            at_most=20 if name == "waiting" else None,
         )
-        report.add(f"p99 of what a 1 ms sleep is late, {what}", "ms", [each["p99"] for each in results[name]])
+        report.add(
+            f"p99 of what a 1 ms sleep is late, {what}",
+            "ms",
+            [each["p99"] for each in results[name]],
+        )
 
 
 def _run_collections(rounds: int, count: int, seconds: float, report: harness.Report) -> None:
@@ -239,9 +254,13 @@ def _run_collections(rounds: int, count: int, seconds: float, report: harness.Re
             results[name].append(harness.measure("collections", **arguments))
     for name, what in list(settings.items())[:2]:
         report.add(
-            f"all collections, {count:,} ids entering, {what}", "ms", [each["all"] for each in results[name]]
+            f"all collections, {count:,} ids entering, {what}",
+            "ms",
+            [each["all"] for each in results[name]],
         )
-        report.add(f"the longest of them, {what}", "ms", [each["longest"] for each in results[name]])
+        report.add(
+            f"the longest of them, {what}", "ms", [each["longest"] for each in results[name]]
+        )
     for name in ("default", "freeze"):
         what = "as they come" if name == "default" else f"after {settings[name]}"
         report.add(

@@ -31,7 +31,16 @@ def generate(folder: Path) -> str | None:
     if generator is None:
         return f"{GENERATOR} is not installed: `{INSTALL}`"
     subprocess.run(
-        [generator, "generate", "--path", _DOCUMENT, "--meta", "none", "--output-path", folder / _PACKAGE],
+        [
+            generator,
+            "generate",
+            "--path",
+            _DOCUMENT,
+            "--meta",
+            "none",
+            "--output-path",
+            folder / _PACKAGE,
+        ],
         check=True,
         capture_output=True,
     )
@@ -41,7 +50,9 @@ def generate(folder: Path) -> str | None:
 def httpx_client(url: str) -> httpx.AsyncClient:
     """Give a client with as many connections as the others have, which it keeps while it is not its turn."""
     most = baselines.CONNECTIONS
-    limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=None)
+    limits = httpx.Limits(
+        max_connections=most, max_keepalive_connections=most, keepalive_expiry=None
+    )
     return httpx.AsyncClient(
         base_url=url, limits=limits, timeout=None, headers={"Authorization": "Bearer made-up-key"}
     )
@@ -59,7 +70,9 @@ def generated_client(folder: Path, url: str) -> tuple[Any, Callable[[str], Await
     sys.path.append(str(folder))
     (operation,) = (folder / _PACKAGE / "api").glob("*/*_get_task_result.py")
     module = importlib.import_module(f"{_PACKAGE}.api.{operation.parent.name}.{operation.stem}")
-    client = importlib.import_module(_PACKAGE).AuthenticatedClient(base_url=url, token="made-up-key")
+    client = importlib.import_module(_PACKAGE).AuthenticatedClient(
+        base_url=url, token="made-up-key"
+    )
 
     async def get(task_id: str) -> Any:
         task = await module.asyncio(client=client, task_id=task_id)

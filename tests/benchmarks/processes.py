@@ -25,7 +25,9 @@ class Cost(NamedTuple):
 
 
 def run(
-    arguments: Iterable[str], stdin: Iterable[str] = (), environment: Mapping[str, str] | None = None
+    arguments: Iterable[str],
+    stdin: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Cost:
     """Run Python with `arguments` on the clients' core, with `stdin` through a pipe, and read what it puts out."""
     with tempfile.TemporaryFile("w+") as complaints:
@@ -48,7 +50,9 @@ def run(
         process.stdout.close()
         if process.returncode:
             complaints.seek(0)
-            raise SystemExit(f"{process.args} exited with {process.returncode}:\n{complaints.read()}")
+            raise SystemExit(
+                f"{process.args} exited with {process.returncode}:\n{complaints.read()}"
+            )
     return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, lines)
 
 

@@ -28,8 +28,18 @@ from rate_simulation import AIMD  # noqa: E402 -- the simulation of the same, be
 _FINDERS = {"found": "xai_tasks", "aimd": "plain AIMD", "told": "told the limit"}
 
 _SCENES: dict[str, dict[str, Any]] = {
-    "200/s, burst 200": {"limit": {"rate": 200, "burst": 200}, "after": 10, "used": 0.95, "refused": 0.01},
-    "200/s, burst 10": {"limit": {"rate": 200, "burst": 10}, "after": 10, "used": 0.95, "refused": 0.02},
+    "200/s, burst 200": {
+        "limit": {"rate": 200, "burst": 200},
+        "after": 10,
+        "used": 0.95,
+        "refused": 0.01,
+    },
+    "200/s, burst 10": {
+        "limit": {"rate": 200, "burst": 10},
+        "after": 10,
+        "used": 0.95,
+        "refused": 0.02,
+    },
     "200/s, burst 10, halved after 20 s": {
         "limit": {"rate": 200, "burst": 10, "halves_after": 20},
         "after": 30,
@@ -67,7 +77,9 @@ class Told:
 async def found(url: str, count: int, limit: dict[str, float]) -> dict[str, Any]:
     """Wait for `count` ids with the library's own finder."""
     ids = harness.task_ids(count)
-    async with TaskClient("made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS) as client:
+    async with TaskClient(
+        "made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS
+    ) as client:
         outcomes = [outcome async for outcome in client.as_completed(ids, timeout=None)]
     assert len(outcomes) == count
     assert all(outcome.ok for outcome in outcomes)
@@ -104,7 +116,9 @@ def run(options: argparse.Namespace, report: harness.Report) -> None:
 def _round(limit: dict[str, float], count: int) -> dict[str, dict[str, Any]]:
     """Give what the servers counted while a client of each finder ran."""
     with contextlib.ExitStack() as stack:
-        servers = {finder: stack.enter_context(harness.serve(looks=1, limit=limit)) for finder in _FINDERS}
+        servers = {
+            finder: stack.enter_context(harness.serve(looks=1, limit=limit)) for finder in _FINDERS
+        }
         children = {}
         for finder, server in servers.items():
             arguments = {"url": server.url, "count": count, "limit": limit}
@@ -133,9 +147,14 @@ def _add(
         refused.append(100 * len(rejected) / (len(accepted) + len(rejected)))
     since = f"from {after} s on"
     report.add(
-        f"{label}: used of {rate:g}/s {since}", "%", used, at_least=100 * scene["used"] if judged else None
+        f"{label}: used of {rate:g}/s {since}",
+        "%",
+        used,
+        at_least=100 * scene["used"] if judged else None,
     )
-    report.add(f"{label}: 429s {since}", "%", refused, at_most=100 * scene["refused"] if judged else None)
+    report.add(
+        f"{label}: 429s {since}", "%", refused, at_most=100 * scene["refused"] if judged else None
+    )
 
 
 if __name__ == "__main__":

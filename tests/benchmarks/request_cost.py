@@ -35,8 +35,12 @@ _HTTPX_SHARE = 10
 
 
 def _client(url: str) -> TaskClient:
-    policy = PollPolicy(wait=wait_adaptive(interval=_INTERVAL, minimum=_INTERVAL, maximum=2 * _INTERVAL))
-    return TaskClient("made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=policy)
+    policy = PollPolicy(
+        wait=wait_adaptive(interval=_INTERVAL, minimum=_INTERVAL, maximum=2 * _INTERVAL)
+    )
+    return TaskClient(
+        "made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=policy
+    )
 
 
 async def get(url: str, count: int, rounds: int) -> dict[str, Any]:
@@ -152,9 +156,15 @@ def _whose(code: CodeType | str) -> str:
     path, name = (Path(), code) if isinstance(code, str) else (Path(code.co_filename), "")
     if path.is_relative_to(Path(xai_tasks.__file__).parent):
         return f"`{path.stem}`"
-    if {"aiohttp", "multidict", "yarl"} & set(path.parts) or re.search(r"aiohttp|multidict|yarl", name):
+    if {"aiohttp", "multidict", "yarl"} & set(path.parts) or re.search(
+        r"aiohttp|multidict|yarl", name
+    ):
         return "aiohttp, multidict, yarl"
-    if "asyncio" in path.parts or path.stem == "selectors" or re.search(r"socket|epoll|asyncio", name):
+    if (
+        "asyncio" in path.parts
+        or path.stem == "selectors"
+        or re.search(r"socket|epoll|asyncio", name)
+    ):
         return "asyncio and sockets"
     return "all other"
 
@@ -184,12 +194,18 @@ def _run_get(rounds: int, count: int, report: harness.Report) -> None:
         add("`get`", "ours")
         add("`get` against bare", "ours", "bare", at_most=1.0)
     else:
-        report.notes.append("No figures of `get` with orjson, which is not installed: `pip install orjson`.")
+        report.notes.append(
+            "No figures of `get` with orjson, which is not installed: `pip install orjson`."
+        )
     add("`get` without orjson", "without")
     add("`get` without orjson against bare", "without", "bare", at_most=1.1)
     add("a bare request in tenacity", "loop")
     add("a bare request in tenacity against bare", "loop", "bare")
-    add("`get` against a bare request in tenacity", "ours" if "ours" in figures else "without", "loop")
+    add(
+        "`get` against a bare request in tenacity",
+        "ours" if "ours" in figures else "without",
+        "loop",
+    )
 
 
 def _run_bulk(rounds: int, count: int, looks: int, when: str, report: harness.Report) -> None:
@@ -228,7 +244,9 @@ def _run_httpx(rounds: int, count: int, report: harness.Report) -> None:
 def _run_profile(rounds: int, count: int, report: harness.Report) -> None:
     harness.progress(f"profile, {rounds} rounds")
     with harness.serve(looks=10) as server:
-        results = [harness.measure("profile", url=server.url, count=count, looks=10) for _ in range(rounds)]
+        results = [
+            harness.measure("profile", url=server.url, count=count, looks=10) for _ in range(rounds)
+        ]
     for name in results[0]:
         shares = [result.get(name, 0.0) for result in results]
         if max(shares) >= 1:

@@ -17,7 +17,15 @@ from typing import Any
 
 import harness
 
-BENCHMARKS = ("request_cost", "bulk_throughput", "waiting_cost", "latency", "startup", "cli_cost", "choices")
+BENCHMARKS = (
+    "request_cost",
+    "bulk_throughput",
+    "waiting_cost",
+    "latency",
+    "startup",
+    "cli_cost",
+    "choices",
+)
 
 _HERE = Path(__file__).parent
 _RESULTS = _HERE / "results"
@@ -28,9 +36,7 @@ def render(result: dict[str, Any]) -> str:
     """Give what the page shows of one benchmark's results: where and how they were got, the table, notes."""
     before, after = (load[0] for load in result["load"])
     how = f"`{result['command']}`, {result['date']}, {result['seconds'] / 60:.0f} min"
-    machine = (
-        f"{result['cores']} cores ({result['processor']}); load before and after: {before:.2f}, {after:.2f}"
-    )
+    machine = f"{result['cores']} cores ({result['processor']}); load before and after: {before:.2f}, {after:.2f}"
     libraries = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return "\n\n".join(
         [f"{how}, on {machine}. {libraries}.", harness.table(result["rows"]), *result["notes"]]
@@ -57,7 +63,9 @@ def rewrite(page: str, name: str, content: str) -> str:
 def measure(name: str, arguments: list[str], results: Path) -> bool:
     """Run one benchmark and keep its results; False if it failed."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{name}.json"  # so that a run that breaks off leaves the last results alone
+        file = (
+            Path(folder) / f"{name}.json"
+        )  # so that a run that breaks off leaves the last results alone
         command = [sys.executable, str(_HERE / f"{name}.py"), *arguments, "--json", str(file)]
         if subprocess.run(command, check=False).returncode:
             return False
@@ -74,7 +82,9 @@ def summarize(results: list[dict[str, Any]]) -> str:
             if row["reached"] is not None:
                 median = f"{harness.figure(row['median'])} {row['unit']}"
                 bound, verdict = harness.reach(row)
-                lines.append(f"| `{result['benchmark']}` | {row['what']} | {median} | {bound} | {verdict} |")
+                lines.append(
+                    f"| `{result['benchmark']}` | {row['what']} | {median} | {bound} | {verdict} |"
+                )
     return "\n".join(lines)
 
 

@@ -21,7 +21,9 @@ _ROUNDS = 5
 
 def run(options: argparse.Namespace, report: harness.Report) -> None:
     """Measure both parts and fill the report."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled; so must a checkout be
+    os.environ.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # what is installed is compiled; so must a checkout be
     rounds = options.rounds * (1 if options.quick else _ROUNDS)
     if options.only in "import":
         _run_import(rounds, report)
@@ -34,7 +36,14 @@ def _run_import(rounds: int, report: harness.Report) -> None:
     figures: dict[str, list[float]] = {"aiohttp, attrs, tenacity": [], "xai_tasks": []}
     for number in range(rounds + 1):
         for names, seconds in figures.items():
-            command = ["taskset", "-c", str(harness.CLIENT_CORE), sys.executable, "-c", _IMPORT.format(names)]
+            command = [
+                "taskset",
+                "-c",
+                str(harness.CLIENT_CORE),
+                sys.executable,
+                "-c",
+                _IMPORT.format(names),
+            ]
             took = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             if number:  # the first round compiles and warms the disk's cache
                 seconds.append(took * 1000)

@@ -95,7 +95,9 @@ _CALLED = {"gather": "`wait` under `asyncio.gather`", "bulk": "`as_completed`"}
 def run(options: argparse.Namespace, report: harness.Report) -> None:
     """Measure both ways to wait and fill the report."""
     count = 10_000 if options.quick else 100_000
-    figures: dict[str, list[dict[str, float]]] = {name: [] for name in _REACH if options.only in name}
+    figures: dict[str, list[dict[str, float]]] = {
+        name: [] for name in _REACH if options.only in name
+    }
     with harness.serve(looks=None) as server:
         for number, (name, results) in itertools.product(range(options.rounds), figures.items()):
             harness.progress(f"{name}, round {number + 1} of {options.rounds}")
@@ -108,7 +110,10 @@ def run(options: argparse.Namespace, report: harness.Report) -> None:
         what = f"{_CALLED[name]}, {count:,} ids"
         microseconds, size = _REACH[name]
         report.add(
-            f"set-up, {what}", "us CPU", [each["microseconds"] for each in results], at_most=microseconds
+            f"set-up, {what}",
+            "us CPU",
+            [each["microseconds"] for each in results],
+            at_most=microseconds,
         )
         report.add(f"memory, {what}", "bytes", [each["bytes"] for each in results], at_most=size)
 

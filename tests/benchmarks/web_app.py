@@ -43,7 +43,9 @@ class App:
 
     async def state(self, request: web.Request) -> web.Response:
         """Tell what the process has open."""
-        files = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        files = [
+            str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()
+        ]
         return web.json_response(
             {
                 "polls": self.open,
@@ -56,9 +58,14 @@ class App:
 
 async def main(url: str) -> None:
     """Serve until stdin is closed, and tell the port on stdout."""
-    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE))
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE)
+    )
     poll = PollPolicy(wait=wait_fixed(INTERVAL))
-    async with session, TaskClient("made-up-key", base_url=url, session=session, poll=poll) as client:
+    async with (
+        session,
+        TaskClient("made-up-key", base_url=url, session=session, poll=poll) as client,
+    ):
         app, handlers = web.Application(), App(client)
         app.add_routes(
             [

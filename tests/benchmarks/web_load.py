@@ -68,7 +68,9 @@ class _App:
         self.control = control
 
     async def browser(self) -> _Browser:
-        _, browser = await asyncio.get_running_loop().create_connection(_Browser, "127.0.0.1", self.port)
+        _, browser = await asyncio.get_running_loop().create_connection(
+            _Browser, "127.0.0.1", self.port
+        )
         return browser
 
     async def state(self) -> dict[str, int]:
@@ -194,10 +196,17 @@ def _run_polls(rounds: int, crowd: int, report: harness.Report) -> None:
     report.add(f"requests, {crowd:,} against {_IDS}", "x", ratios, at_most=1.0)
     report.add("p99 of another endpoint, idle", "ms", [result["idle"] for result in many])
     for count, column in results.items():
-        report.add(f"p99 of another endpoint, {count:,} waiting", "ms", [result["busy"] for result in column])
+        report.add(
+            f"p99 of another endpoint, {count:,} waiting",
+            "ms",
+            [result["busy"] for result in column],
+        )
         ratios = [result["busy"] / result["idle"] for result in column]
         report.add(
-            f"p99, {count:,} waiting against idle", "x", ratios, at_most=3.0 if count == crowd else None
+            f"p99, {count:,} waiting against idle",
+            "x",
+            ratios,
+            at_most=3.0 if count == crowd else None,
         )
     report.add(f"until {crowd:,} had arrived", "s", [result["arrived"] for result in many])
 
@@ -213,7 +222,10 @@ def _run_hang_ups(rounds: int, crowd: int, quitters: int, report: harness.Report
         ):
             results.append(child.result())
     for key, what in (
-        ("some", f"until nothing was left of {quitters:,} that hung up, {crowd - quitters:,} waiting on"),
+        (
+            "some",
+            f"until nothing was left of {quitters:,} that hung up, {crowd - quitters:,} waiting on",
+        ),
         ("waits", f"until no wait and no task was left of the other {crowd - quitters:,}"),
         ("sockets", f"until no socket was left, {web_app.KEEPALIVE:g} s of keep-alive among it"),
     ):

@@ -12,10 +12,15 @@ from xai_tasks._cli._bar import bar
 from xai_tasks._cli._progress import Pace, Snapshot
 
 PICTURE = Path(__file__).parents[2] / "docs" / "how-to" / "progress-bar.svg"
-MOMENT = Snapshot(completed=6_120, failed=31, waiting=10_000, polls=41_900, rate_limited=4, expected=25_000.0)
+MOMENT = Snapshot(
+    completed=6_120, failed=31, waiting=10_000, polls=41_900, rate_limited=4, expected=25_000.0
+)
 PACE = Pace()
 PACE.note(
-    0.0, Snapshot(completed=4_790, failed=26, waiting=10_000, polls=35_860, rate_limited=4, expected=25_000.0)
+    0.0,
+    Snapshot(
+        completed=4_790, failed=26, waiting=10_000, polls=35_860, rate_limited=4, expected=25_000.0
+    ),
 )
 PACE.note(30.0, MOMENT)
 

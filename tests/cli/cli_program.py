@@ -20,7 +20,9 @@ class Program:
 
     def __init__(self, url):
         self.running = []
-        self.env = {name: value for name, value in os.environ.items() if not name.startswith("MOUNTSEA_")}
+        self.env = {
+            name: value for name, value in os.environ.items() if not name.startswith("MOUNTSEA_")
+        }
         self.env |= {
             "MOUNTSEA_API_KEY": KEY,
             "MOUNTSEA_BASE_URL": url,
@@ -34,7 +36,9 @@ class Program:
             "stderr": subprocess.PIPE,
             "stdin": subprocess.DEVNULL,
         } | options
-        environment = {name: value for name, value in (self.env | (env or {})).items() if value is not None}
+        environment = {
+            name: value for name, value in (self.env | (env or {})).items() if value is not None
+        }
         command = [sys.executable, "-m", "xai_tasks", *map(str, args)]
         process = subprocess.Popen(command, env=environment, **options)
         self.running.append(process)

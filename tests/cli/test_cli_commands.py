@@ -20,7 +20,16 @@ from xai_tasks.__main__ import main
 from xai_tasks._cli._app import cli
 from xai_tasks.testing import Fault
 
-FIELDS = ["taskId", "status", "result", "errorMessage", "errorCode", "createdAt", "finishedAt", "traceId"]
+FIELDS = [
+    "taskId",
+    "status",
+    "result",
+    "errorMessage",
+    "errorCode",
+    "createdAt",
+    "finishedAt",
+    "traceId",
+]
 
 
 class TestGet:
@@ -34,12 +43,24 @@ class TestGet:
         assert ended.lines[0]["result"] == {"videoUrl": "https://example.com/编.mp4"}
         assert ended.out.isascii()
 
-    def test_fields_that_nobody_knows_are_passed_on_and_error_is_the_sdks_own(self, program, server):
-        body = {"taskId": "another", "status": "completed", "progress": 100, "error": "not the SDK's"}
+    def test_fields_that_nobody_knows_are_passed_on_and_error_is_the_sdks_own(
+        self, program, server
+    ):
+        body = {
+            "taskId": "another",
+            "status": "completed",
+            "progress": 100,
+            "error": "not the SDK's",
+        }
         server.fault("a", Fault.body(json.dumps(body).encode()))
         server.add("a")
         (line,) = program.run("get", "a").lines
-        assert line == {**dict.fromkeys(FIELDS), "taskId": "a", "status": "completed", "progress": 100}
+        assert line == {
+            **dict.fromkeys(FIELDS),
+            "taskId": "a",
+            "status": "completed",
+            "progress": 100,
+        }
 
     def test_task_that_has_not_ended_is_no_failure(self, program, server):
         server.add("a", "processing")
@@ -66,7 +87,8 @@ class TestGet:
             server.fault(
                 task_id,
                 Fault.body(
-                    b'{"taskId": "%b", "status": "completed", "result": %b}' % (task_id.encode(), result)
+                    b'{"taskId": "%b", "status": "completed", "result": %b}'
+                    % (task_id.encode(), result)
                 ),
             )
         far, deep = program.run("get", "far", "deep").lines
@@ -124,14 +146,19 @@ class TestKeyFile:
         server.add("a")
         path = tmp_path / "key"
         path.write_text(f"{KEY}\n")
-        assert program.run("get", "a", "--api-key-file", path, env={"MOUNTSEA_API_KEY": None}).code == 0
+        assert (
+            program.run("get", "a", "--api-key-file", path, env={"MOUNTSEA_API_KEY": None}).code
+            == 0
+        )
 
     def test_key_is_read_from_a_pipe_once(self, program, server):
         server.add("a")
         read_end, write_end = os.pipe()
         os.write(write_end, KEY.encode())
         os.close(write_end)
-        ended = program.run("get", "a", "--api-key-file", f"/dev/fd/{read_end}", pass_fds=[read_end])
+        ended = program.run(
+            "get", "a", "--api-key-file", f"/dev/fd/{read_end}", pass_fds=[read_end]
+        )
         os.close(read_end)
         assert ended.code == 0
 
@@ -257,10 +284,13 @@ class TestEveryCommand:
     @pytest.mark.parametrize("missing", ["click", "rich"])
     def test_without_the_extra_one_line_says_what_to_install(self, program, missing):
         code = f"import sys; sys.modules[{missing!r}] = None; from xai_tasks.__main__ import main; sys.exit(main())"
-        done = subprocess.run([sys.executable, "-c", code], env=program.env, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=program.env, capture_output=True, text=True
+        )
         assert done.returncode == 2
         assert (
-            done.stderr == "xai-tasks: the command line needs click and rich: pip install 'xai-tasks[cli]'\n"
+            done.stderr
+            == "xai-tasks: the command line needs click and rich: pip install 'xai-tasks[cli]'\n"
         )
 
     def test_help_does_not_import_rich_or_a_server(self, program):
@@ -268,7 +298,9 @@ class TestEveryCommand:
             "import sys; sys.argv[1:] = ['--help']; from xai_tasks.__main__ import main; main(); "
             "assert not {'rich', 'aiohttp.web'} & set(sys.modules)"
         )
-        done = subprocess.run([sys.executable, "-c", code], env=program.env, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=program.env, capture_output=True, text=True
+        )
         assert (done.returncode, done.stderr) == (0, "")
 
     def test_shell_completes_commands_and_options(self, program):
@@ -285,7 +317,9 @@ class TestEveryCommand:
         done = subprocess.run(["bash", "-c", command], env=program.env, timeout=30)
         assert done.returncode == 0
 
-    def test_closed_descriptors_are_filled_before_anything_else_takes_their_place(self, monkeypatch):
+    def test_closed_descriptors_are_filled_before_anything_else_takes_their_place(
+        self, monkeypatch
+    ):
         def closed(fd):
             raise OSError(errno.EBADF, "Bad file descriptor")
 

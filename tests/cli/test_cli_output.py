@@ -12,7 +12,10 @@ from xai_tasks._cli._output import Held, LineSink, open_output
 
 
 def line(task_id, status="completed", **fields):
-    return json.dumps({"taskId": task_id, "status": status, **fields}, separators=(",", ":")).encode() + b"\n"
+    return (
+        json.dumps({"taskId": task_id, "status": status, **fields}, separators=(",", ":")).encode()
+        + b"\n"
+    )
 
 
 def resumed(path):
@@ -49,7 +52,12 @@ class TestHeld:
 
     def test_counts_skipped_ids_that_had_not_completed(self):
         held = Held()
-        for task_id, status in (("a", "failed"), ("b", "completed"), ("c", "failed"), ("d", "failed")):
+        for task_id, status in (
+            ("a", "failed"),
+            ("b", "completed"),
+            ("c", "failed"),
+            ("d", "failed"),
+        ):
             held.add({"taskId": task_id, "status": status})
         held.add({"taskId": "d", "status": "completed"})  # a later line counts
         for task_id in "abd":

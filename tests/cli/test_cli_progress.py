@@ -13,7 +13,15 @@ from rich.console import Console
 
 from xai_tasks._cli import _bar
 from xai_tasks._cli._bar import BarReporter, bar
-from xai_tasks._cli._progress import LogHandler, Pace, PlainReporter, Reporter, Snapshot, spell, write_stderr
+from xai_tasks._cli._progress import (
+    LogHandler,
+    Pace,
+    PlainReporter,
+    Reporter,
+    Snapshot,
+    spell,
+    write_stderr,
+)
 
 
 def snapshot(completed=0, failed=0, waiting=0, polls=0, rate_limited=0, expected=None):
@@ -120,7 +128,14 @@ class TestBar:
     def test_tells_how_it_stands_in_one_line(self):
         line = self.drawn(150)
         assert line.count("\n") == 1
-        for fact in ("6,120 completed", "31 failed", "10,000 waiting", "polls/s", "rate limited", "left"):
+        for fact in (
+            "6,120 completed",
+            "31 failed",
+            "10,000 waiting",
+            "polls/s",
+            "rate limited",
+            "left",
+        ):
             assert fact in line
 
     def test_grows_with_the_share_that_has_ended(self):

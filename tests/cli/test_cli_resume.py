@@ -88,7 +88,10 @@ def test_many_ids_at_a_time_are_resumed(program, server, tmp_path):
     ids = list(server.add_many(600, duration=constant(0)))
     path = tmp_path / "out"
     text = "\n".join(ids)
-    assert program.run("wait", "-i", "-", "-o", path, "--resume", stdin_text="\n".join(ids[::2])).code == 0
+    assert (
+        program.run("wait", "-i", "-", "-o", path, "--resume", stdin_text="\n".join(ids[::2])).code
+        == 0
+    )
     assert program.run("wait", "-i", "-", "-o", path, "--resume", stdin_text=text).code == 0
     assert sorted(ended_ids(path)) == sorted(ids)
     assert server.count() == 600

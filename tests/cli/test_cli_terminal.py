@@ -58,11 +58,15 @@ def test_bar_moves_and_is_gone_at_the_end(terminal, program, server):
     server.add("b", "processing")
     process = program.start("wait", "a", "b", "--interval", "0.1", env=SHOWN, stderr=terminal.fd)
     eventually(
-        lambda: "1 completed" in terminal.text and "1 waiting" in terminal.text and "━" in terminal.text
+        lambda: (
+            "1 completed" in terminal.text and "1 waiting" in terminal.text and "━" in terminal.text
+        )
     )
     server.advance("b")
     assert process.wait(30) == 0
-    summary = eventually(lambda: re.search(r"([^\n]*)xai-tasks: 2 tasks in [^\n]*\n", terminal.text))
+    summary = eventually(
+        lambda: re.search(r"([^\n]*)xai-tasks: 2 tasks in [^\n]*\n", terminal.text)
+    )
     assert summary[1].endswith(ERASE)
     assert terminal.text.endswith("requests\r\n")
     drawn = [re.sub(r"\x1b\[[\d;]*[mK]", "", frame) for frame in terminal.text.split(ERASE)]
@@ -98,7 +102,9 @@ def test_colours_are_there_otherwise(terminal, program, server):
 @pytest.mark.parametrize(("env", "args"), [({"TERM": "dumb"}, ()), (SHOWN, ("--quiet",))])
 def test_dumb_terminal_and_quiet_have_no_bar(terminal, program, server, env, args):
     server.add("a", "processing")
-    process = program.start("wait", "a", "--interval", "0.1", *args, env={**SHOWN, **env}, stderr=terminal.fd)
+    process = program.start(
+        "wait", "a", "--interval", "0.1", *args, env={**SHOWN, **env}, stderr=terminal.fd
+    )
     eventually(lambda: server.count("a") >= 10)  # a bar would have been drawn by now
     server.advance("a")
     assert process.wait(30) == 0

@@ -59,7 +59,9 @@ class TestInput:
     def test_shards_make_up_the_whole(self, program, server):
         ids = list(server.add_many(60, duration=constant(0)))
         text = "\n".join(ids)
-        shards = [program.run("wait", "-i", "-", "--shard", f"{k}/3", stdin_text=text) for k in (1, 2, 3)]
+        shards = [
+            program.run("wait", "-i", "-", "--shard", f"{k}/3", stdin_text=text) for k in (1, 2, 3)
+        ]
         assert [shard.code for shard in shards] == [0, 0, 0]
         assert all(shard.ids for shard in shards)
         assert sorted(sum((shard.ids for shard in shards), [])) == sorted(ids)
@@ -197,7 +199,9 @@ class TestExit:
         ended = program.run("wait", "a")
         assert (ended.code, ended.lines[0]["error"]["type"]) == (3, "PaymentRequiredError")
 
-    def test_3_when_the_api_is_gone_for_many_ids_on_end_and_the_rest_is_left(self, program, server, tmp_path):
+    def test_3_when_the_api_is_gone_for_many_ids_on_end_and_the_rest_is_left(
+        self, program, server, tmp_path
+    ):
         ids = list(server.add_many(500, duration=constant(0)))
         path, source = tmp_path / "out", tmp_path / "ids"
         source.write_text("\n".join(ids))
@@ -242,7 +246,9 @@ class TestOptions:
         server.add("a")
         server.fault("a", Fault.body(b'{"taskId": "another", "status": "completed"}'))
         ended = program.run("wait", "a")
-        assert any("another" in line and line.startswith("xai-tasks: ") for line in ended.err.splitlines())
+        assert any(
+            "another" in line and line.startswith("xai-tasks: ") for line in ended.err.splitlines()
+        )
 
 
 class TestInterrupt:

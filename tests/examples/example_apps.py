@@ -84,7 +84,12 @@ async def _aiohttp(module, port):
 @contextlib.asynccontextmanager
 async def _uvicorn(module, port):
     config = uvicorn.Config(
-        module.app, port=port, ws="none", lifespan="on", log_config=None, timeout_graceful_shutdown=1
+        module.app,
+        port=port,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())

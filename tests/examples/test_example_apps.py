@@ -30,7 +30,11 @@ async def app(request, server):
     assert app.client.closed
     # Connections that were just closed have tasks of their own for a turn or two.
     await until(
-        lambda: not {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()}
+        lambda: (
+            not {
+                task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()
+            }
+        )
     )
 
 
@@ -143,7 +147,9 @@ async def test_a_timeout_out_of_range_is_refused(server, app, browser):
     server.add("a", result=1)
     timeouts = ["0", "-1", "61", "inf", "nan", "soon"]
 
-    statuses = [(await get(browser, path("a", f"/wait?timeout={timeout}")))[0] for timeout in timeouts]
+    statuses = [
+        (await get(browser, path("a", f"/wait?timeout={timeout}")))[0] for timeout in timeouts
+    ]
 
     assert statuses == [400 if app.name == "litestar" else 422] * 6
     assert server.count() == 0
@@ -181,7 +187,9 @@ async def test_events_that_end_in_an_error_say_so_in_an_event(server, browser):
         assert answer.status == 200
         seen = [event async for event in read_events(answer)]
 
-    assert seen == [("problem", {"taskId": "unknown", "status": 404, "detail": "there is no such task"})]
+    assert seen == [
+        ("problem", {"taskId": "unknown", "status": 404, "detail": "there is no such task"})
+    ]
 
 
 async def test_events_outlive_a_bad_moment_of_the_task_service(server, browser):
@@ -247,7 +255,9 @@ STATUSES = {
 }
 
 
-async def test_an_error_becomes_a_status_that_tells_nothing_of_key_or_account(server, browser, caplog):
+async def test_an_error_becomes_a_status_that_tells_nothing_of_key_or_account(
+    server, browser, caplog
+):
     server.add("a", result=1)
     server.fault("a", *STATUSES)
     statuses = {}
@@ -258,7 +268,9 @@ async def test_an_error_becomes_a_status_that_tells_nothing_of_key_or_account(se
         statuses[fault] = answer.status
         assert '{"detail":' in said
         assert answer.headers.get("Retry-After") == ("90" if answer.status == 503 else None)
-        assert all(word not in said for word in (KEY, "upstream", "Traceback", "xai_tasks", server.url))
+        assert all(
+            word not in said for word in (KEY, "upstream", "Traceback", "xai_tasks", server.url)
+        )
 
     assert statuses == STATUSES
     assert KEY not in caplog.text
@@ -282,7 +294,8 @@ async def test_who_hangs_up_gives_up_a_wait_and_only_its_own(server, app, browse
     server.add("a", "processing", result=1)
     server.add("b", "processing", result=1)
     leaver, stayer, loner = (
-        asyncio.create_task(get(browser, path(task_id, "/wait?timeout=20"))) for task_id in ("a", "a", "b")
+        asyncio.create_task(get(browser, path(task_id, "/wait?timeout=20")))
+        for task_id in ("a", "a", "b")
     )
     await until(lambda: app.client.stats.waiting == 2)
 
@@ -339,7 +352,9 @@ async def test_an_app_that_stops_ends_open_streams_and_long_polls(server, name):
     server.add("a", "processing", result=1)
     async with aiohttp.ClientSession() as session:
         async with serving(name) as app:
-            poll = asyncio.create_task(session.get(URL(app.url).join(path("a", "/wait?timeout=60"))))
+            poll = asyncio.create_task(
+                session.get(URL(app.url).join(path("a", "/wait?timeout=60")))
+            )
             stream = await session.get(URL(app.url).join(path("a", "/events")))
             events = read_events(stream)
             await anext(events)

@@ -107,7 +107,11 @@ class Chromium:
     async def complaints(self):
         """Give the console's errors, but those of a server that is away."""
         log = await asyncio.to_thread(self._driver.get_log, "browser")
-        return [entry for entry in log if entry["level"] == "SEVERE" and "net::ERR_" not in entry["message"]]
+        return [
+            entry
+            for entry in log
+            if entry["level"] == "SEVERE" and "net::ERR_" not in entry["message"]
+        ]
 
     async def until(self, reached, patience=20.0):
         """Wait until `await reached()` is true."""
@@ -150,7 +154,9 @@ async def chromium():
         ):
             options.add_argument(f"--{flag}")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        return webdriver.Chrome(options, webdriver.ChromeService(programs[1], log_output=os.devnull))
+        return webdriver.Chrome(
+            options, webdriver.ChromeService(programs[1], log_output=os.devnull)
+        )
 
     async with contextlib.AsyncExitStack() as stack:
 
@@ -169,7 +175,9 @@ async def chromium():
 @pytest.mark.realserver
 async def test_the_page_shows_each_status_as_it_changes_and_how_tasks_ended(server, app, chromium):
     server.add(
-        "done", ["pending", "processing"], result={"videos": [{"url": "https://example.com/v.mp4?sig=1"}]}
+        "done",
+        ["pending", "processing"],
+        result={"videos": [{"url": "https://example.com/v.mp4?sig=1"}]},
     )
     server.add("bad", "pending", failed=("the prompt was refused", 40001))
     server.add("plain", "pending", result={"text": "no link"})
@@ -277,7 +285,12 @@ async def test_the_page_reconnects_after_its_server_was_restarted(server, chromi
 async def test_the_page_takes_nothing_it_shows_for_html_or_script(server, app, chromium):
     attack = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
     server.add(
-        attack, result={"url": "javascript:document.title='owned'", "html": attack, "at": "data:text/html,x"}
+        attack,
+        result={
+            "url": "javascript:document.title='owned'",
+            "html": attack,
+            "at": "data:text/html,x",
+        },
     )
     server.add("failed" + attack, failed=(attack, attack))
     server.add("odd" + attack, attack, result={})
@@ -290,7 +303,9 @@ async def test_the_page_takes_nothing_it_shows_for_html_or_script(server, app, c
 
     assert list(await browser.rows()) == ids
     assert await browser.run("return document.title") == "Tasks"
-    assert await browser.run("return document.querySelectorAll('#rows img, #rows script').length") == 0
+    assert (
+        await browser.run("return document.querySelectorAll('#rows img, #rows script').length") == 0
+    )
     links = await browser.run(
         "return [...document.querySelectorAll('#rows a')].map(a => [a.protocol, a.rel, a.target])"
     )

@@ -62,7 +62,9 @@ class World:
         """Give the spans of that name, in the order they began."""
         spans = self.exporter.get_finished_spans()
         assert KEY not in "".join(span.to_json() for span in spans)
-        return sorted((span for span in spans if span.name == name), key=lambda span: span.start_time)
+        return sorted(
+            (span for span in spans if span.name == name), key=lambda span: span.start_time
+        )
 
     def children(self, parent):
         return [
@@ -76,7 +78,9 @@ class World:
         found = {}
         for resource in self.reader.get_metrics_data().resource_metrics:
             for scope in resource.scope_metrics:
-                found.update({metric.name: list(metric.data.data_points) for metric in scope.metrics})
+                found.update(
+                    {metric.name: list(metric.data.data_points) for metric in scope.metrics}
+                )
         assert KEY not in repr(found)
         return found
 
@@ -197,7 +201,8 @@ async def test_faults_are_errors_of_the_requests_alone(world):
     (wait,) = world.spans("xai_tasks.wait")
     assert wait.status.status_code is StatusCode.UNSET
     kinds = [
-        (span.status.status_code, span.attributes.get("http.status_code")) for span in world.children(wait)
+        (span.status.status_code, span.attributes.get("http.status_code"))
+        for span in world.children(wait)
     ]
     assert kinds == [(StatusCode.ERROR, 503), (StatusCode.ERROR, None), (StatusCode.UNSET, 200)]
 
@@ -265,7 +270,9 @@ async def test_metrics_say_what_the_client_did(world):
     assert values["xai_tasks.rate_limited"] == 1
     assert values["xai_tasks.retries"] >= 2
     assert values["xai_tasks.polls"] > 2
-    under_way = values["xai_tasks.requests"] - values["xai_tasks.retries"] - values["xai_tasks.polls"]
+    under_way = (
+        values["xai_tasks.requests"] - values["xai_tasks.retries"] - values["xai_tasks.polls"]
+    )
     assert 0 <= under_way <= 1
     assert dict(points["xai_tasks.polls"][0].attributes) == {"tenant": "x"}
     (noticed,) = points["xai_tasks.noticed_after"]

@@ -51,7 +51,10 @@ async def test_every_field_of_the_stats_is_scraped(recipe, server):
     server.add("a")
     server.fault("a", Fault.status(429, headers={"Retry-After": "0.05"}))
     server.add("long", "pending")
-    async with TaskClient(KEY, base_url=server.url) as client, TaskClient(KEY, base_url=server.url) as idle:
+    async with (
+        TaskClient(KEY, base_url=server.url) as client,
+        TaskClient(KEY, base_url=server.url) as idle,
+    ):
         clients.update({"busy": client, "idle": idle})
         await client.wait("a")
         waiting = asyncio.create_task(client.wait("long"))
@@ -90,11 +93,22 @@ async def test_runs_from_another_directory(server, tmp_path):
         port = str(free.getsockname()[1])
     env = {"MOUNTSEA_API_KEY": KEY, "MOUNTSEA_BASE_URL": server.url, "METRICS_PORT": port}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-W", "error", FILE, "a", cwd=tmp_path, env=os.environ | env, stdout=-1, stderr=-1
+        sys.executable,
+        "-W",
+        "error",
+        FILE,
+        "a",
+        cwd=tmp_path,
+        env=os.environ | env,
+        stdout=-1,
+        stderr=-1,
     )
     await asyncio.wait_for(server.wait_for_requests(1), 60)
 
-    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/metrics") as answer,
+    ):
         text = await answer.text()
     out, err = await asyncio.wait_for(process.communicate(), 60)
 

@@ -36,7 +36,9 @@ def redis_url(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = f"redis-server --bind 127.0.0.1 --port {port} --dir {tmp_path} --save".split()
-    with subprocess.Popen([*command, "", "--appendonly", "no"], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [*command, "", "--appendonly", "no"], stdout=subprocess.DEVNULL
+    ) as process:
         for _ in range(200):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
@@ -138,7 +140,9 @@ async def test_a_wait_survives_the_kill_of_its_worker(recipe, redis, server, sta
     assert server.count("quick") == 1  # it had its result: no request
 
 
-async def test_a_wait_goes_on_from_slice_to_slice_and_gives_up_in_time(recipe, redis, server, start_worker):
+async def test_a_wait_goes_on_from_slice_to_slice_and_gives_up_in_time(
+    recipe, redis, server, start_worker
+):
     server.add("slow", [("processing", 2.5)], result={"n": 2})
     server.add("endless", [("processing", None)])
     server.add("bad", failed=("no such model", 40001))
@@ -169,7 +173,9 @@ async def test_a_refused_key_loses_no_wait(recipe, redis, server, start_worker, 
     assert (await result_of(redis, "a"))["error"] is None
 
 
-async def test_the_page_sends_and_reads_as_printed(environment, redis, server, start_worker, tmp_path):
+async def test_the_page_sends_and_reads_as_printed(
+    environment, redis, server, start_worker, tmp_path
+):
     (tmp_path / "send.py").write_text(files(_page())["send.py"])
     for number in range(3):
         server.add(f"task-{number}", result={"n": number})

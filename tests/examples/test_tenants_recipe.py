@@ -44,7 +44,9 @@ class Made:
 
     def __call__(self, tenant, session):
         policy = PollPolicy(wait=wait_fixed(0.02))
-        self.clients.append(TaskClient(KEYS[tenant], base_url=self.server.url, session=session, poll=policy))
+        self.clients.append(
+            TaskClient(KEYS[tenant], base_url=self.server.url, session=session, poll=policy)
+        )
         return self.clients[-1]
 
 
@@ -63,7 +65,9 @@ async def test_each_tenant_asks_with_its_own_key_over_one_session(recipe, server
             server.add(tenant)
             await recipe.wait(tenants, tenant, tenant)
 
-    assert [(request.task_id, key_sent(request)) for request in server.requests] == [*KEYS.items()] * 2
+    assert [(request.task_id, key_sent(request)) for request in server.requests] == [
+        *KEYS.items()
+    ] * 2
     assert len(made.clients) == 3
     assert all(client.closed for client in made.clients)
 
@@ -159,5 +163,8 @@ async def test_runs_from_another_directory(server, tmp_path):
     out, err = await asyncio.wait_for(process.communicate(), 60)
 
     assert process.returncode == 0, err.decode()
-    assert [line.partition("(")[0] for line in out.decode().splitlines()] == ["TaskResult", "TaskFailedError"]
+    assert [line.partition("(")[0] for line in out.decode().splitlines()] == [
+        "TaskResult",
+        "TaskFailedError",
+    ]
     assert sorted(map(key_sent, server.requests)) == [KEYS["acme"], KEYS["globex"]]

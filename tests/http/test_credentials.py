@@ -179,7 +179,9 @@ async def test_a_malformed_answer_is_refused_and_not_shown_and_the_old_key_kept(
     credentials = Credentials(lambda: next(answers))
     await credentials.renew(0)
 
-    with pytest.raises(ConfigurationError, match="^the key that the function api_key gave ") as caught:
+    with pytest.raises(
+        ConfigurationError, match="^the key that the function api_key gave "
+    ) as caught:
         await credentials.renew(1)
 
     assert "sk-2" not in str(caught.value)
@@ -264,7 +266,9 @@ def test_a_text_with_the_key_in_two_escapes_comes_back_without_either():
 
 @given(
     st.text(
-        st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude_characters="["), min_size=8, max_size=40
+        st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude_characters="["),
+        min_size=8,
+        max_size=40,
     ),
     st.sampled_from(sorted(ESCAPES)),
 )

@@ -110,10 +110,28 @@ async def test_a_user_agent_goes_in_front_of_the_librarys_own(server, make):
     assert server.header("User-Agent").startswith(f"shop/1.0 xai-tasks/{__version__} ")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.sampled_from(
-        ["&", "#", "+", "%", "/", "?", "a b", "任务", "%2F", "&taskId=b", "../..", "\x00", "\r\n", "🎬", "."]
+        [
+            "&",
+            "#",
+            "+",
+            "%",
+            "/",
+            "?",
+            "a b",
+            "任务",
+            "%2F",
+            "&taskId=b",
+            "../..",
+            "\x00",
+            "\r\n",
+            "🎬",
+            ".",
+        ]
     )
     | st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 )
@@ -170,8 +188,12 @@ async def test_a_renewed_key_is_the_one_that_is_sent(server, make):
 # Good answers.
 
 
-async def test_an_answer_comes_back_with_its_bytes_and_what_the_server_says_of_time(server, transport):
-    server.default = response(200, PENDING, {"Date": "Thu, 02 Jan 2025 12:00:00 GMT", "Retry-After": "7"})
+async def test_an_answer_comes_back_with_its_bytes_and_what_the_server_says_of_time(
+    server, transport
+):
+    server.default = response(
+        200, PENDING, {"Date": "Thu, 02 Jan 2025 12:00:00 GMT", "Retry-After": "7"}
+    )
 
     look = await transport.fetch("a")
 
@@ -207,7 +229,8 @@ async def test_any_2xx_with_a_task_is_an_answer(server, transport, status):
 
 
 @pytest.mark.parametrize(
-    "content_type", ["", "text/html", "application/octet-stream", "application/json; charset=gbk", "???"]
+    "content_type",
+    ["", "text/html", "application/octet-stream", "application/json; charset=gbk", "???"],
 )
 async def test_the_content_type_does_not_matter(server, transport, content_type):
     body = '{"taskId": "任务", "status": "pending"}'.encode()
@@ -222,7 +245,9 @@ async def test_a_byte_order_mark_is_no_obstacle(server, transport):
     assert (await transport.fetch("a")).task.task_id == "a"
 
 
-@pytest.mark.parametrize(("coding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+@pytest.mark.parametrize(
+    ("coding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
 async def test_a_compressed_answer_is_decompressed(server, transport, coding, compress):
     server.default = response(200, compress(PENDING), {"Content-Encoding": coding})
 
@@ -233,7 +258,9 @@ async def test_an_answer_in_many_pieces_is_put_together(server, transport):
     body = json.dumps({"taskId": "a", "status": "completed", "result": "x" * 300_000}).encode()
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     chunks = (body[i : i + 1000] for i in range(0, len(body), 1000))
-    server.default = head + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+    server.default = (
+        head + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+    )
 
     assert (await transport.fetch("a")).body == body
 
@@ -270,7 +297,10 @@ async def test_a_connection_is_kept_for_the_next_request(server, transport):
         (response(200, b'{"code": 0, "data": {}}'), "'taskId' is missing or no string"),
         (response(200, PENDING[:-1]), "Expecting"),
         (response(200, b'{"taskId": "a", "status": "pending", "result": NaN}'), "NaN is not JSON"),
-        (response(200, b'{"taskId": "a", "status": "pending", "result": %s}' % (b"9" * 5000)), "4300"),
+        (
+            response(200, b'{"taskId": "a", "status": "pending", "result": %s}' % (b"9" * 5000)),
+            "4300",
+        ),
         (response(200, b"[" * 100_000), "nested too deeply"),
         (response(200, b'{"taskId": "\xff"}'), "invalid start byte"),
     ],
@@ -377,13 +407,17 @@ async def test_an_endless_body_is_cut_off_and_its_connection_closed(server, tran
         (b"[" * 60_000, None),
     ],
 )  # fmt: skip
-async def test_the_servers_words_are_found_whatever_the_shape_of_the_body(server, transport, body, message):
+async def test_the_servers_words_are_found_whatever_the_shape_of_the_body(
+    server, transport, body, message
+):
     server.default = response(400, body)
 
     error = await failure(transport, BadRequestError)
 
     assert error.message == message
-    assert str(error) == ("task 'a': HTTP 400" if message is None else f"task 'a': HTTP 400: {message}")
+    assert str(error) == (
+        "task 'a': HTTP 400" if message is None else f"task 'a': HTTP 400: {message}"
+    )
     assert error.body == printable(body.decode("utf-8", "replace"))
 
 
@@ -408,7 +442,9 @@ async def test_the_trace_id_is_found_and_named(server, transport, body, trace_id
 
 
 async def test_a_status_errors_message_tells_all_that_is_known(server, transport):
-    server.default = response(429, b'{"message": "slow down", "traceId": "t1"}', {"Retry-After": "1.5"})
+    server.default = response(
+        429, b'{"message": "slow down", "traceId": "t1"}', {"Retry-After": "1.5"}
+    )
 
     error = await failure(transport, RateLimitError)
 
@@ -441,7 +477,9 @@ async def test_a_redirect_is_never_followed_and_told(server, make, status):
         assert elsewhere.requests == []
     assert len(server.requests) == 1
     assert error.status_code == status
-    assert rf"a redirect to {elsewhere.url}/\x1b, which is never followed; check base_url" in str(error)
+    assert rf"a redirect to {elsewhere.url}/\x1b, which is never followed; check base_url" in str(
+        error
+    )
 
 
 @pytest.mark.parametrize("status", [300, 304])
@@ -536,7 +574,12 @@ async def test_an_unfit_certificate_is_a_connection_error():
     authority.issue_cert("127.0.0.1").configure_cert(context)
     async with RawServer(response(200, PENDING), tls=context) as server:
         transport = Transport(
-            Credentials(KEY), server.url, session=None, request_timeout=30, max_bytes=1000, user_agent=None
+            Credentials(KEY),
+            server.url,
+            session=None,
+            request_timeout=30,
+            max_bytes=1000,
+            user_agent=None,
         )
         error = await failure(transport, APIConnectionError)
         await transport.close()
@@ -566,7 +609,9 @@ async def test_a_trusted_certificate_is_taken(make):
 @pytest.mark.parametrize("where", ["before the answer", "inside the headers", "inside the body"])
 async def test_a_stalled_answer_is_a_timeout(server, make, where):
     whole = response(200, PENDING)
-    sent = {"before the answer": 0, "inside the headers": 20, "inside the body": len(whole) - 3}[where]
+    sent = {"before the answer": 0, "inside the headers": 20, "inside the body": len(whole) - 3}[
+        where
+    ]
 
     async def stall(reader, writer):
         writer.write(whole[:sent])
@@ -604,8 +649,12 @@ async def test_connecting_counts_into_the_timeout(server, make):
         async def close(self):
             pass
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=NeverResolves())) as session:
-        await failure(make("https://example.invalid", session=session, request_timeout=0.1), APITimeoutError)
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(resolver=NeverResolves())
+    ) as session:
+        await failure(
+            make("https://example.invalid", session=session, request_timeout=0.1), APITimeoutError
+        )
 
 
 async def test_cancellation_passes_through_and_closes_the_connection(server, transport):
@@ -680,7 +729,9 @@ async def test_closing_ends_a_request_under_way(server, transport):
 
     await transport.close()
 
-    with pytest.raises(ClientClosedError, match=r"the client was closed while it asked for task 'a\\\\n'"):
+    with pytest.raises(
+        ClientClosedError, match=r"the client was closed while it asked for task 'a\\\\n'"
+    ):
         await fetch
 
 
@@ -721,7 +772,9 @@ async def test_a_borrowed_session_closed_during_a_request_is_a_connection_error_
 
 def basic_auth():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # not in the oldest aiohttp that is supported
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # not in the oldest aiohttp that is supported
         return aiohttp.BasicAuth("them", "pw")
 
 
@@ -735,7 +788,13 @@ async def refuse_all(response):
         {"raise_for_status": True},
         {"raise_for_status": refuse_all},
         {"base_url": "http://127.0.0.1:9/elsewhere/"},
-        {"headers": {"authorization": "Basic Zm9vOmJhcg==", "ACCEPT": "text/html", "user-agent": "theirs"}},
+        {
+            "headers": {
+                "authorization": "Basic Zm9vOmJhcg==",
+                "ACCEPT": "text/html",
+                "user-agent": "theirs",
+            }
+        },
         {"auth": basic_auth()},
         {"auth": basic_auth(), "base_url": "{server}/"},
         {"timeout": aiohttp.ClientTimeout(total=1e-3)},
@@ -820,7 +879,14 @@ async def test_the_own_session_reads_neither_netrc_nor_proxies_from_the_environm
     netrc = tmp_path / "netrc"
     netrc.write_text("default login them password pw\n")
     monkeypatch.setenv("NETRC", str(netrc))
-    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+    for name in (
+        "HTTP_PROXY",
+        "http_proxy",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    ):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -903,7 +969,8 @@ def test_what_is_no_base_url_is_refused_by_name(base_url):
 
 
 @pytest.mark.parametrize(
-    "base_url", ["https://user@host", "https://user:pw@host", "https://:pw@host", "http://127.0.0.1@host"]
+    "base_url",
+    ["https://user@host", "https://user:pw@host", "https://:pw@host", "http://127.0.0.1@host"],
 )
 def test_credentials_in_a_base_url_are_refused_and_not_shown(base_url):
     with pytest.raises(
@@ -953,7 +1020,9 @@ def test_a_base_url_that_is_no_string_is_a_type_error(base_url):
 
 async def test_a_date_on_the_wire_counts_from_the_answers_own_date(server, transport):
     server.default = response(
-        503, b"", {"Date": "Thu, 02 Jan 2025 12:00:00 GMT", "Retry-After": "Thu, 02 Jan 2025 12:00:07 GMT"}
+        503,
+        b"",
+        {"Date": "Thu, 02 Jan 2025 12:00:00 GMT", "Retry-After": "Thu, 02 Jan 2025 12:00:07 GMT"},
     )
 
     assert (await failure(transport, ServerError)).retry_after == 7.0

@@ -152,7 +152,10 @@ def test_polls_come_where_tasks_ended():
     ages = polls(strategy, 63)
 
     assert len([age for age in ages if age < 54]) <= 3
-    assert max(after - before for before, after in zip(ages, ages[1:], strict=False) if before > 54) < 4
+    assert (
+        max(after - before for before, after in zip(ages, ages[1:], strict=False) if before > 54)
+        < 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,14 +189,21 @@ def test_durations_that_double_half_way_through_are_followed():
 
 @pytest.mark.parametrize(
     "name",
-    ["constant 47 s", "uniform 0 to 120 s", "exponential, mean 45 s", "Pareto, alpha 1.5, from 15 s"],
+    [
+        "constant 47 s",
+        "uniform 0 to 120 s",
+        "exponential, mean 45 s",
+        "Pareto, alpha 1.5, from 15 s",
+    ],
 )
 def test_where_there_is_little_to_learn_it_is_no_worse_than_the_interval(name):
     compared = compare(wait_adaptive, durations(name, 2500, 1), interval=5.0)
 
     spent, to_fixed, _ = compared.ratios()
     assert spent <= 1.02
-    assert to_fixed <= 1.08  # 1.05 over the benchmark's 10,000 tasks, of which learning is a smaller part
+    assert (
+        to_fixed <= 1.08
+    )  # 1.05 over the benchmark's 10,000 tasks, of which learning is a smaller part
 
 
 def test_durations_are_learned_without_dates():
@@ -342,7 +352,9 @@ def test_a_date_within_a_second_of_the_first_look_gives_way_to_the_time_since():
     strategy = taught([40.0] * 100)
 
     old = strategy(state(0.2, created=EPOCH, server_time=EPOCH.timestamp() + 39))
-    new = strategy(state(0.2, created=EPOCH + timedelta(seconds=0.9), server_time=EPOCH.timestamp()))
+    new = strategy(
+        state(0.2, created=EPOCH + timedelta(seconds=0.9), server_time=EPOCH.timestamp())
+    )
 
     assert old < 3
     assert new > 10
@@ -514,7 +526,9 @@ def test_waits_are_always_within_the_limits(lengths, age, attempt, limits):
     assert minimum <= strategy(state(age, attempt=attempt)) <= maximum
 
 
-@given(st.lists(st.floats(0.001, 1), min_size=2, max_size=40), st.floats(0.001, 3), st.floats(0.1, 5))
+@given(
+    st.lists(st.floats(0.001, 1), min_size=2, max_size=40), st.floats(0.001, 3), st.floats(0.1, 5)
+)
 def test_plans_are_as_cheap_as_any(weights, price, minimum):
     table = LifeTable(40.0)
     sums, shares, ages = [0.0], [0.0], table.edges[: len(weights) + 1]
@@ -556,7 +570,9 @@ def test_smoothing_moves_mass_and_loses_none(masses, half):
 def clock(monkeypatch):
     """A clock that only sleeping moves, as in tests of users: tenacity's own stands still."""
     now = SimpleNamespace(value=1000.0)
-    monkeypatch.setattr("xai_tasks._learning.adaptive.time", SimpleNamespace(time=lambda: now.value))
+    monkeypatch.setattr(
+        "xai_tasks._learning.adaptive.time", SimpleNamespace(time=lambda: now.value)
+    )
 
     async def sleep(seconds):
         now.value += seconds
@@ -574,7 +590,9 @@ async def wait_for(strategy, wait, clock, seconds):
 
     looks = []
     polling = AsyncRetrying(
-        wait=wait, sleep=clock.sleep, retry=retry_if_result(lambda answer: answer.finished_at is None)
+        wait=wait,
+        sleep=clock.sleep,
+        retry=retry_if_result(lambda answer: answer.finished_at is None),
     )
     strategy.observe(await polling(look))
     return looks

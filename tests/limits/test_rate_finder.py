@@ -204,7 +204,9 @@ class TestCeiling:
 
     def test_is_kept_through_a_time_in_which_little_was_asked_for(self):
         run, finder = play(
-            TokenBucket(200, 10), duration=320, demand=lambda t: math.inf if t < 20 else 5000 + 20 * t
+            TokenBucket(200, 10),
+            duration=320,
+            demand=lambda t: math.inf if t < 20 else 5000 + 20 * t,
         )
 
         assert 0.93 * 200 < finder.rate < 200
@@ -256,7 +258,9 @@ class TestProbe:
 
     def test_waits_until_the_rate_is_used(self):
         run, _ = play(
-            TokenBucket(50, 10), duration=300, demand=lambda t: math.inf if t < 30 else 1500 + 20 * (t - 30)
+            TokenBucket(50, 10),
+            duration=300,
+            demand=lambda t: math.inf if t < 30 else 1500 + 20 * (t - 30),
         )
 
         assert all(time < 60 for time in run.pauses)
@@ -337,7 +341,9 @@ class TestNoise:
         assert shares[RateFinder] > shares[other] + 0.1 * 200
 
     def test_of_a_far_server_leaves_most_of_the_limit_used(self):
-        run, _ = play(TokenBucket(200, 200), duration=60, noise=Noise(latency=(0.2, 0.3)), max_in_flight=100)
+        run, _ = play(
+            TokenBucket(200, 200), duration=60, noise=Noise(latency=(0.2, 0.3)), max_in_flight=100
+        )
 
         assert run.accepted_rate(10, 60) > 0.85 * 200
         assert run.rejected_share(10, 60) < 0.01
@@ -362,7 +368,11 @@ class TestWindows:
 
 def test_clients_that_share_a_limit_use_it_and_none_starves():
     runs = simulate(
-        TokenBucket(100, 50), [RateFinder() for _ in range(3)], duration=180, seed=1, starts=(0, 10, 30)
+        TokenBucket(100, 50),
+        [RateFinder() for _ in range(3)],
+        duration=180,
+        seed=1,
+        starts=(0, 10, 30),
     )
 
     each = [run.accepted_rate(90, 180) for run in runs]

@@ -66,13 +66,18 @@ def make(*faults, key="test-key", latency=0.0, rate_limit=math.inf, max_concurre
     throttle = Throttle(max_concurrency, rate_limit)
     counters = Counters()
     policy.setdefault("wait", tenacity.wait_fixed(1))
-    retrying = RetryingFetcher(transport, throttle, Credentials(key), RetryPolicy(**policy), counters)
+    retrying = RetryingFetcher(
+        transport, throttle, Credentials(key), RetryPolicy(**policy), counters
+    )
     return Parts(transport, throttle, counters, retrying)
 
 
 def waits(parts):
     """Give the seconds from each request to the next."""
-    return [pytest.approx(after - before) for before, after in itertools.pairwise(parts.transport.times())]
+    return [
+        pytest.approx(after - before)
+        for before, after in itertools.pairwise(parts.transport.times())
+    ]
 
 
 async def test_a_good_answer_takes_one_request():
@@ -184,7 +189,9 @@ class TestWait:
         seen = []
 
         def wait(state):
-            seen.append((state.attempt_number, state.seconds_since_start, state.idle_for, state.args))
+            seen.append(
+                (state.attempt_number, state.seconds_since_start, state.idle_for, state.args)
+            )
             return 2
 
         parts = make(refused, refused, refused, latency=0.5, wait=wait)
@@ -211,7 +218,9 @@ class TestWait:
     ):
         parts = make(status(code), wait=lambda state: seconds, rate_limit=10)
 
-        with pytest.raises(ValueError, match=f"wait strategy of the retry policy gave {seconds} seconds"):
+        with pytest.raises(
+            ValueError, match=f"wait strategy of the retry policy gave {seconds} seconds"
+        ):
             await parts.fetch()
 
         assert parts.throttle.in_flight == 0
@@ -271,7 +280,8 @@ class TestStop:
             parts.transport.fault(task_id, *[status(500)] * 10)
 
         errors = await asyncio.gather(
-            *(later(n / 10, parts.fetch, task_id) for n, task_id in enumerate("abc")), return_exceptions=True
+            *(later(n / 10, parts.fetch, task_id) for n, task_id in enumerate("abc")),
+            return_exceptions=True,
         )
         errors = await asyncio.gather(*errors, return_exceptions=True)
 
@@ -399,7 +409,10 @@ class TestPause:
     )
     async def test_is_capped_at_max_retry_after(self, fault):
         parts = make(
-            fault, wait=tenacity.wait_fixed(3600), max_retry_after=30, stop=tenacity.stop_after_attempt(1)
+            fault,
+            wait=tenacity.wait_fixed(3600),
+            max_retry_after=30,
+            stop=tenacity.stop_after_attempt(1),
         )
         start = now()
 
@@ -452,7 +465,9 @@ class TestBudget:
     async def test_those_who_sleep_at_the_same_time_do_not_spend_the_same_tokens(self):
         parts = make(*[status(500)] * 1000, budget=50)
 
-        await asyncio.gather(*(parts.fetch(f"task-{n}") for n in range(100)), return_exceptions=True)
+        await asyncio.gather(
+            *(parts.fetch(f"task-{n}") for n in range(100)), return_exceptions=True
+        )
 
         assert parts.counters.retries == 10
 
@@ -464,7 +479,9 @@ class TestBudget:
         for each in looks:
             each.cancel()
         await asyncio.wait(looks)
-        await asyncio.gather(*(parts.fetch(f"task-{n}") for n in range(100)), return_exceptions=True)
+        await asyncio.gather(
+            *(parts.fetch(f"task-{n}") for n in range(100)), return_exceptions=True
+        )
 
         assert parts.counters.retries == 10
 
@@ -479,7 +496,9 @@ class TestBudget:
     async def test_by_default_is_enough_for_a_hundred_retries(self):
         parts = make(*[status(500)] * 1000)
 
-        await asyncio.gather(*(parts.fetch(f"task-{n}") for n in range(200)), return_exceptions=True)
+        await asyncio.gather(
+            *(parts.fetch(f"task-{n}") for n in range(200)), return_exceptions=True
+        )
 
         assert parts.counters.retries == 100
 
@@ -648,7 +667,11 @@ async def test_on_error_is_told_of_each_failed_attempt():
 
     await parts.fetch(on_error=told.append)
 
-    assert [type(error) for error in told] == [APIConnectionError, ServerError, APIResponseValidationError]
+    assert [type(error) for error in told] == [
+        APIConnectionError,
+        ServerError,
+        APIResponseValidationError,
+    ]
 
 
 async def test_cancelled_in_flight_it_leaves_nothing():
@@ -717,7 +740,10 @@ class TestLog:
             ("INFO", "retrying in 1 s: task 'a': ConnectionRefusedError"),
             ("INFO", "retrying in 2.5 s: task 'a': HTTP 500"),
         ]
-        assert [(r.task_id, r.attempt, r.seconds) for r in caplog.records] == [("a", 1, 1), ("a", 2, 2.5)]
+        assert [(r.task_id, r.attempt, r.seconds) for r in caplog.records] == [
+            ("a", 1, 1),
+            ("a", 2, 2.5),
+        ]
 
     async def test_an_answer_for_another_id_is_warned_of_once(self, caplog):
         def other(task_id):

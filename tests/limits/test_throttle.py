@@ -302,7 +302,9 @@ class TestPause:
         await give_up(tasks)
 
     @given(start=st.floats(0, 1e7), limit=st.integers(1, 100))
-    def test_never_lets_more_than_max_concurrency_go_whatever_the_clock_rounds_to(self, start, limit):
+    def test_never_lets_more_than_max_concurrency_go_whatever_the_clock_rounds_to(
+        self, start, limit
+    ):
         async def main():
             asyncio.get_running_loop()._clock.now = start
             throttle = make(max_concurrency=limit)
@@ -310,7 +312,9 @@ class TestPause:
             end = now() + 1.1
             tasks, left = queue_up(throttle, 2 * limit)
             await asyncio.sleep(20)
-            assert [time for _, time in left] == pytest.approx([end + 0.05 * n for n in range(limit)])
+            assert [time for _, time in left] == pytest.approx(
+                [end + 0.05 * n for n in range(limit)]
+            )
             assert throttle.in_flight == limit
             await give_up(tasks)
 
@@ -335,7 +339,9 @@ class TestOutage:
         await asyncio.sleep(62)
 
         # Each distance counts from the end of the probe before.
-        assert probes == [(True, pytest.approx(time)) for time in (0.5, 1.75, 4.0, 8.25, 16.5, 31.75, 47.0)]
+        assert probes == [
+            (True, pytest.approx(time)) for time in (0.5, 1.75, 4.0, 8.25, 16.5, 31.75, 47.0)
+        ]
         await give_up(tasks)
 
     async def test_looks_for_get_are_not_held_back(self):
@@ -638,7 +644,9 @@ def test_whatever_is_cancelled_slots_and_tokens_come_back_and_nobody_starves(
         results = await asyncio.gather(*tasks, return_exceptions=True)
 
         for n, (result, each) in enumerate(zip(results, requests, strict=True)):
-            assert result is None or (each["cancel"] is not None and type(result) is asyncio.CancelledError)
+            assert result is None or (
+                each["cancel"] is not None and type(result) is asyncio.CancelledError
+            )
             if each["cancel"] is None:
                 assert n in served
         assert throttle.in_flight == 0

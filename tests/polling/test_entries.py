@@ -145,13 +145,17 @@ class TestPollState:
         assert state.server_time is None
 
     @pytest.mark.parametrize(
-        ("answer", "seconds"), [(response("a", "pending"), 1), (refused("a"), 2)], ids=["good", "failed"]
+        ("answer", "seconds"),
+        [(response("a", "pending"), 1), (refused("a"), 2)],
+        ids=["good", "failed"],
     )
     def test_serves_strategies_that_ask_for_the_outcome(self, answer, seconds):
         entry = make()
         entry.polls = 1
 
-        strategy = tenacity.wait_exception(lambda error: 2) if seconds == 2 else tenacity.wait_fixed(1)
+        strategy = (
+            tenacity.wait_exception(lambda error: 2) if seconds == 2 else tenacity.wait_fixed(1)
+        )
 
         assert strategy(PollState(entry, 1001.0, answer, 0.0)) == seconds
 

@@ -101,7 +101,9 @@ async def test_a_minute_of_503s_with_ten_thousand_ids_in_rotation(minute):
     outage = minute.times(minute.gone, minute.back)
     assert len(outage) <= CONCURRENCY + (UNTIL_OUTAGE - 1) + 8
     probes = minute.times(minute.settled, minute.back)
-    assert 4 <= len(probes) <= 6  # about 3.5, 7.5, 15.5, 30.5, 45.5 and perhaps 60.5 s after its beginning
+    assert (
+        4 <= len(probes) <= 6
+    )  # about 3.5, 7.5, 15.5, 30.5, 45.5 and perhaps 60.5 s after its beginning
     assert all(later - earlier > 3.9 for earlier, later in itertools.pairwise(probes))
 
     # Nothing spins: few timers, some of them the server's, and next to no CPU.
@@ -374,7 +376,9 @@ async def test_a_system_clock_that_jumps_changes_nothing(hours, server, monkeypa
         server.add("a", [("pending", 60), ("processing", 60)], result={})
         server.add("b", "processing")
         server.fault("a", pause)
-        async with client_for(server, poll=PollPolicy(wait=wait_fixed(4.0), timeout=150.0)) as client:
+        async with client_for(
+            server, poll=PollPolicy(wait=wait_fixed(4.0), timeout=150.0)
+        ) as client:
             waits = asyncio.gather(client.wait("a"), client.wait("b"), return_exceptions=True)
             await asyncio.sleep(20)  # in the pause
             jumped += jump

@@ -109,7 +109,9 @@ class TestSingleFlight:
         assert transport.count() == 4
         await errors(first)
 
-    async def test_one_who_joins_a_request_in_flight_takes_its_answer(self, client, transport, waits):
+    async def test_one_who_joins_a_request_in_flight_takes_its_answer(
+        self, client, transport, waits
+    ):
         transport.latency = 10
         transport.add("a")
         first = waits(client, ["a"])
@@ -185,7 +187,9 @@ class TestDeadlines:
     )
     async def test_end_a_wait_in_time_wherever_its_id_is(self, transport, where, waits):
         policy = RetryPolicy(wait=wait_fixed(50)) if where == "between attempts" else NO_RETRIES
-        async with client_over(transport, retry=policy, poll=every(100), max_concurrency=1) as client:
+        async with client_over(
+            transport, retry=policy, poll=every(100), max_concurrency=1
+        ) as client:
             transport.default = "processing"
             if where == "in the line":
                 transport.fault("other", stalled)
@@ -242,7 +246,9 @@ class TestDeadlines:
 
         assert transport.count() == 0
 
-    async def test_those_who_join_with_less_and_less_time_cause_no_extra_poll(self, client, transport, waits):
+    async def test_those_who_join_with_less_and_less_time_cause_no_extra_poll(
+        self, client, transport, waits
+    ):
         transport.add("a", ("processing", 95))
         patient = waits(client, ["a"], poll=(policy := every(10)))
         await asyncio.sleep(1)
@@ -272,7 +278,9 @@ class TestDeadlines:
 
 
 class TestFaults:
-    async def test_a_wait_that_meets_a_refusal_after_good_answers_ends_at_once(self, client, transport):
+    async def test_a_wait_that_meets_a_refusal_after_good_answers_ends_at_once(
+        self, client, transport
+    ):
         transport.fault("a", says("pending"), says("pending"), status(403))
 
         with pytest.raises(Exception, match="403"):
@@ -283,7 +291,9 @@ class TestFaults:
     async def test_polls_may_fail_for_max_outage_on_end(self, client, transport, waits):
         transport.add("a", ("processing", 1000))
         start = now()
-        transport.weather = lambda task_id: status(500) if now() >= start + 20 and task_id == "a" else None
+        transport.weather = lambda task_id: (
+            status(500) if now() >= start + 20 and task_id == "a" else None
+        )
         transport.default = "processing"
         waits(client, [f"task-{n}" for n in range(5)], timeout=None)
 
@@ -292,7 +302,9 @@ class TestFaults:
 
         assert now() - start == pytest.approx(50, abs=2.5)
 
-    async def test_one_good_answer_in_between_begins_max_outage_anew(self, client, transport, waits):
+    async def test_one_good_answer_in_between_begins_max_outage_anew(
+        self, client, transport, waits
+    ):
         transport.add("a", ("processing", 190))
         transport.default = "processing"
         waits(client, [f"task-{n}" for n in range(5)], timeout=None)
@@ -370,7 +382,9 @@ class TestOutage:
 
         assert [type(error) for error in found] == [APIConnectionError] * 500
         assert [error.task_id for error in found] == ids
-        assert [str(error) for error in found] == [f"task {i!r}: ConnectionRefusedError" for i in ids]
+        assert [str(error) for error in found] == [
+            f"task {i!r}: ConnectionRefusedError" for i in ids
+        ]
         assert now() - start == pytest.approx(60.1)
         asked = {sent.task_id for sent in transport.requests}
         assert len(asked) < 100  # the others were never polled
@@ -386,13 +400,19 @@ class TestOutage:
             return now() - start
 
         limits = [40, 20, 90.0] + [100] * 10
-        assert await asyncio.gather(*map(wait, limits)) == pytest.approx([limit + 0.1 for limit in limits])
+        assert await asyncio.gather(*map(wait, limits)) == pytest.approx(
+            [limit + 0.1 for limit in limits]
+        )
 
-    async def test_with_max_outage_zero_every_wait_ends_as_it_begins(self, client, transport, waits):
+    async def test_with_max_outage_zero_every_wait_ends_as_it_begins(
+        self, client, transport, waits
+    ):
         transport.weather = lambda task_id: refused
         start = now()
 
-        found = await errors(waits(client, [f"task-{n}" for n in range(500)], poll=every(1, max_outage=0)))
+        found = await errors(
+            waits(client, [f"task-{n}" for n in range(500)], poll=every(1, max_outage=0))
+        )
 
         assert [type(error) for error in found] == [APIConnectionError] * 500
         assert now() - start == pytest.approx(0.1)
@@ -409,9 +429,13 @@ class TestOutage:
 
         with pytest.raises(APIConnectionError, match="later"):
             await client.wait("later", poll=every(1, max_outage=5), timeout=None)
-        assert 32 < now() - start < 32 + 15.2  # with the next probe that fails: it might have been answered
+        assert (
+            32 < now() - start < 32 + 15.2
+        )  # with the next probe that fails: it might have been answered
 
-    async def test_the_error_is_the_outages_and_not_one_from_long_before(self, client, transport, waits):
+    async def test_the_error_is_the_outages_and_not_one_from_long_before(
+        self, client, transport, waits
+    ):
         transport.fault("a", status(500), says("pending"))
         wait = tenacity.wait_chain(wait_fixed(1), wait_fixed(1000))
         task = waits(client, ["a"], poll=PollPolicy(wait=wait, max_outage=60), timeout=None)
@@ -456,7 +480,9 @@ class TestOutage:
         await errors(tasks)
         assert asyncio.get_running_loop().timers_left() == []
 
-    async def test_that_begins_in_the_same_breath_as_the_close_sweeps_nothing(self, client, transport, waits):
+    async def test_that_begins_in_the_same_breath_as_the_close_sweeps_nothing(
+        self, client, transport, waits
+    ):
         transport.weather = lambda task_id: refused
         tasks = waits(client, [f"task-{n}" for n in range(20)])
         await asyncio.sleep(0.0999999)
@@ -484,7 +510,9 @@ class TestWaitStrategies:
             (lambda state: -3, [0, 0, 0]),
         ],
     )
-    async def test_any_of_tenacitys_says_when_the_next_poll_is(self, client, transport, wait, seconds):
+    async def test_any_of_tenacitys_says_when_the_next_poll_is(
+        self, client, transport, wait, seconds
+    ):
         transport.fault("a", says("pending"), says("processing"), says("processing"))
         transport.add("a")
 
@@ -521,7 +549,9 @@ class TestWaitStrategies:
     async def test_one_that_gives_no_finite_number_ends_the_wait(self, client, transport, seconds):
         transport.default = "pending"
 
-        with pytest.raises(ValueError, match=f"the wait strategy of the poll policy gave {seconds} seconds"):
+        with pytest.raises(
+            ValueError, match=f"the wait strategy of the poll policy gave {seconds} seconds"
+        ):
             await client.wait("a", poll=PollPolicy(wait=lambda state: seconds))
 
         await assert_nothing_runs(client)
@@ -534,7 +564,9 @@ class TestWaitStrategies:
 
         await assert_nothing_runs(client)
 
-    async def test_one_that_fails_concerns_the_waits_under_its_policy_alone(self, client, transport, waits):
+    async def test_one_that_fails_concerns_the_waits_under_its_policy_alone(
+        self, client, transport, waits
+    ):
         transport.add("a", ("processing", 5))
         good = waits(client, ["a"])
 
@@ -592,7 +624,9 @@ class TestRetryAfterOnAGoodAnswer:
         assert transport.times() == pytest.approx([start, start + 1.1])
 
     async def test_is_capped_at_max_retry_after(self, transport):
-        async with client_over(transport, retry=RetryPolicy(max_retry_after=10), poll=every(1)) as client:
+        async with client_over(
+            transport, retry=RetryPolicy(max_retry_after=10), poll=every(1)
+        ) as client:
             transport.fault("a", says("pending", retry_after=3600))
             transport.add("a")
             start = now()
@@ -615,8 +649,12 @@ class TestRetryAfterOnAGoodAnswer:
 
 
 class TestFairness:
-    async def test_a_new_id_gets_its_first_look_before_old_ones_get_their_next(self, transport, waits):
-        async with client_over(transport, rate_limit=10, poll=every(0.001), max_concurrency=4) as client:
+    async def test_a_new_id_gets_its_first_look_before_old_ones_get_their_next(
+        self, transport, waits
+    ):
+        async with client_over(
+            transport, rate_limit=10, poll=every(0.001), max_concurrency=4
+        ) as client:
             transport.default = "processing"
             waits(client, [f"old-{n}" for n in range(100)], timeout=None)
             await asyncio.sleep(100)
@@ -630,7 +668,9 @@ class TestFairness:
             assert max(first_looks) <= 100 + 100 + 4
 
     async def test_ids_that_wait_long_are_polled_equally_often(self, transport, waits):
-        async with client_over(transport, rate_limit=20, poll=every(0.5), max_concurrency=4) as client:
+        async with client_over(
+            transport, rate_limit=20, poll=every(0.5), max_concurrency=4
+        ) as client:
             transport.default = "processing"
             ids = [f"task-{n}" for n in range(50)]
             waits(client, ids, timeout=None)
@@ -652,7 +692,9 @@ class TestFairness:
             assert min(counts) > 20
 
     async def test_get_is_not_held_up_by_a_long_line_of_polls(self, transport, waits):
-        async with client_over(transport, rate_limit=10, poll=every(0.001), max_concurrency=4) as client:
+        async with client_over(
+            transport, rate_limit=10, poll=every(0.001), max_concurrency=4
+        ) as client:
             transport.default = "processing"
             waits(client, [f"task-{n}" for n in range(1000)], timeout=None)
             await asyncio.sleep(20)
@@ -715,7 +757,12 @@ class TestLeaving:
                 poller.leave(entry, told)
             await settle()
 
-            assert (poller.waiting, queued(client), transport.requests, told.heard) == (0, 0, [], [])
+            assert (poller.waiting, queued(client), transport.requests, told.heard) == (
+                0,
+                0,
+                [],
+                [],
+            )
 
     async def test_streams_of_thousands_can_be_left_at_the_same_moment(self, client, transport):
         transport.default = "processing"
@@ -746,7 +793,8 @@ class TestLeaving:
 
             for _ in range(10):
                 subscribed = [
-                    (poller.subscribe(f"task-{n}", policy, told := Told()), told) for n in range(10_000)
+                    (poller.subscribe(f"task-{n}", policy, told := Told()), told)
+                    for n in range(10_000)
                 ]
                 await asyncio.sleep(1)
                 assert client.stats.waiting == 10_001
@@ -808,7 +856,9 @@ class TestLeaving:
 
             assert (await asyncio.wait_for(due[0], 5)).succeeded
 
-    async def test_a_request_in_flight_is_aborted_and_its_slot_goes_to_the_next(self, transport, waits):
+    async def test_a_request_in_flight_is_aborted_and_its_slot_goes_to_the_next(
+        self, transport, waits
+    ):
         async with client_over(transport, max_concurrency=1) as client:
             transport.fault("stalled", stalled)
             transport.add("a")
@@ -859,7 +909,9 @@ class TestForeignCancellation:
         assert all(task.succeeded for task in await asyncio.gather(*tasks))
         await assert_nothing_runs(client)
 
-    async def test_of_a_worker_before_its_first_step_does_not_lose_its_id(self, client, transport, waits):
+    async def test_of_a_worker_before_its_first_step_does_not_lose_its_id(
+        self, client, transport, waits
+    ):
         transport.add("a")
         tasks = waits(client, ["a"])
         await asyncio.sleep(0)

@@ -25,7 +25,9 @@ def says(task_id, status, **more):
 
 
 def refuses(status, **headers):
-    return {"is": {"statusCode": status, "headers": headers, "body": {"error": {"message": "later"}}}}
+    return {
+        "is": {"statusCode": status, "headers": headers, "body": {"error": {"message": "later"}}}
+    }
 
 
 SEQUENCES = {
@@ -54,7 +56,9 @@ def url():
         {"predicates": [{"equals": {"query": {"taskId": task_id}}}], "responses": responses}
         for task_id, responses in SEQUENCES.items()
     ]
-    imposters = {"imposters": [{"protocol": "http", "port": port, "host": "127.0.0.1", "stubs": stubs}]}
+    imposters = {
+        "imposters": [{"protocol": "http", "port": port, "host": "127.0.0.1", "stubs": stubs}]
+    }
     with folder() as path:
         (path / "imposters.json").write_text(json.dumps(imposters))
         arguments = f"start --host 127.0.0.1 --port {admin} --configfile imposters.json --nologfile"
@@ -63,7 +67,9 @@ def url():
 
 
 async def test_wait_outlives_whatever_comes_between(url):
-    async with TaskClient("made-up-key", base_url=url, poll=PollPolicy(wait=wait_fixed(0.05))) as client:
+    async with TaskClient(
+        "made-up-key", base_url=url, poll=PollPolicy(wait=wait_fixed(0.05))
+    ) as client:
         task = await client.wait("whole-story", timeout=30)
         assert client.stats.rate_limited == 1
         # aiohttp itself sends a GET again after a reset, so mountebank has seen more than these attempts.

@@ -143,7 +143,9 @@ async def test_a_certificate_of_an_unknown_ca_is_refused_before_the_key_is_sent(
     assert server.count() == 0
 
 
-async def test_connections_that_nginx_closes_after_50_requests_or_a_second_cost_no_attempt(server, start):
+async def test_connections_that_nginx_closes_after_50_requests_or_a_second_cost_no_attempt(
+    server, start
+):
     gateway = start()
     server.add("a", result={})
 
@@ -162,7 +164,9 @@ async def test_429_with_html_is_a_rate_limit_error_that_knows_when_to_come_back(
     server.add("a", result={})
 
     async with gateway.client(retry=RetryPolicy(stop=stop_after_attempt(1))) as client:
-        answers = await asyncio.gather(*(client.get("a") for _ in range(40)), return_exceptions=True)
+        answers = await asyncio.gather(
+            *(client.get("a") for _ in range(40)), return_exceptions=True
+        )
 
     errors = [answer for answer in answers if isinstance(answer, Exception)]
     assert errors
@@ -201,7 +205,9 @@ async def test_504_of_a_backend_that_is_slow_is_retried(server, start):
     assert [status for status, *_ in gateway.seen()] == ["504", "200"]
 
 
-async def test_of_two_thousand_ids_none_is_lost_to_a_rate_limit_a_reload_and_a_restart(server, start):
+async def test_of_two_thousand_ids_none_is_lost_to_a_rate_limit_a_reload_and_a_restart(
+    server, start
+):
     gateway = start(rate=500, burst=20)
     ids = server.add_many(2_000, duration=uniform(0.0, 4.0), failed=0.05)
     outcomes = []

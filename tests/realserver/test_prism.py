@@ -49,7 +49,11 @@ def dynamic():
 
 def client_of(url, **options):
     return TaskClient(
-        "made-up-key", base_url=url, max_concurrency=8, poll=PollPolicy(wait=wait_fixed(0.01)), **options
+        "made-up-key",
+        base_url=url,
+        max_concurrency=8,
+        poll=PollPolicy(wait=wait_fixed(0.01)),
+        **options,
     )
 
 

@@ -30,7 +30,9 @@ def test_lognormal_has_its_median_and_its_tail():
 
     assert statistics.median(drawn) == pytest.approx(45, rel=0.05)
     # A sixth lies beyond one standard deviation of the logarithm: e to the 0.5 is 1.65.
-    assert sum(seconds > 45 * 1.65 for seconds in drawn) / len(drawn) == pytest.approx(0.16, abs=0.02)
+    assert sum(seconds > 45 * 1.65 for seconds in drawn) / len(drawn) == pytest.approx(
+        0.16, abs=0.02
+    )
 
 
 @pytest.mark.parametrize(

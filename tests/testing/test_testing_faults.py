@@ -39,7 +39,9 @@ async def good(server):
 
 
 async def test_status_sends_all_and_keeps_connection(server, peer):
-    server.fault("a", Fault.status(503, {"Retry-After": "7", "content-type": "text/plain"}, b"busy"))
+    server.fault(
+        "a", Fault.status(503, {"Retry-After": "7", "content-type": "text/plain"}, b"busy")
+    )
 
     peer.ask()
     head, body = await peer.answer()
@@ -215,7 +217,9 @@ async def test_garbage_is_not_http(server, peer):
 
 
 async def test_body_sends_bytes_unchanged(server, peer):
-    server.fault("a", Fault.body(b"\xff<html>", content_type="text/html"), Fault.body(b"", content_type=None))
+    server.fault(
+        "a", Fault.body(b"\xff<html>", content_type="text/html"), Fault.body(b"", content_type=None)
+    )
 
     peer.ask()
     head, body = await peer.answer()
@@ -238,7 +242,11 @@ async def test_gzip_bomb_unpacks_to_its_size(server, peer):
 
     assert b"Content-Encoding: gzip" in head
     assert len(packed) < size / 100
-    assert json.loads(gzip.decompress(packed)) == {"taskId": "a", "status": "completed", "result": "x" * size}
+    assert json.loads(gzip.decompress(packed)) == {
+        "taskId": "a",
+        "status": "completed",
+        "result": "x" * size,
+    }
     assert after.startswith(b"HTTP/1.1 200 OK\r\n")
 
 
@@ -419,7 +427,10 @@ def test_fault_is_a_value_with_repr():
     assert len({Fault.drip(1), Fault.drip(1), Fault.drip(2)}) == 2
     assert repr(Fault.reset(at="body")) == "Fault.reset(at='body')"
     assert repr(Fault.garbage()) == "Fault.garbage()"
-    assert repr(Fault.body(b"x" * 100)) == "Fault.body(data=<100 bytes>, content_type='application/json')"
+    assert (
+        repr(Fault.body(b"x" * 100))
+        == "Fault.body(data=<100 bytes>, content_type='application/json')"
+    )
 
 
 @pytest.mark.parametrize("name", odd_answers("a"))

@@ -49,7 +49,9 @@ def test_every_status_is_covered(document):
     with TaskServer.in_thread() as server:
         statuses = {answer["status"] for answer in asyncio.run(answers(server)).values()}
 
-    assert statuses == set(document["components"]["schemas"]["TaskResultDto"]["properties"]["status"]["enum"])
+    assert statuses == set(
+        document["components"]["schemas"]["TaskResultDto"]["properties"]["status"]["enum"]
+    )
 
 
 def test_answers_match_the_schema(document):
@@ -82,14 +84,18 @@ def test_schemathesis_on_known_tasks():
 
             case.call_and_validate(base_url=server.url, headers={"Authorization": "Bearer test"})
 
-        with_the_key = [one for one in server.requests if one.headers.get("Authorization") == "Bearer test"]
+        with_the_key = [
+            one for one in server.requests if one.headers.get("Authorization") == "Bearer test"
+        ]
         assert {record.status for record in with_the_key} == {200}
 
 
 def test_schemathesis_on_anything_else(tmp_path):
     with TaskServer.in_thread() as server:
         # The document names no status but 200: neither a missing key nor an unknown task has one.
-        run_schemathesis(server, tmp_path, "--exclude-checks=status_code_conformance", "--max-examples=50")
+        run_schemathesis(
+            server, tmp_path, "--exclude-checks=status_code_conformance", "--max-examples=50"
+        )
 
         assert {record.status for record in server.requests} >= {401, 404, 405, 422}
 
@@ -97,7 +103,12 @@ def test_schemathesis_on_anything_else(tmp_path):
 def run_schemathesis(server, directory, *options):
     run = subprocess.run(
         [
-            *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run"),
+            *(
+                sys.executable,
+                "-c",
+                "from schemathesis.cli import schemathesis; schemathesis()",
+                "run",
+            ),
             *(str(DOCUMENT), f"--url={server.url}", "--header=Authorization: Bearer test"),
             *("--checks=all", "--seed=1", "--no-color", *options),
         ],

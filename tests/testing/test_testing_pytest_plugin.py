@@ -11,7 +11,9 @@ import xai_tasks
 
 pytest_plugins = ["pytester"]
 
-needs_anyio = pytest.mark.skipif(not importlib.util.find_spec("anyio"), reason="anyio is not installed")
+needs_anyio = pytest.mark.skipif(
+    not importlib.util.find_spec("anyio"), reason="anyio is not installed"
+)
 
 # Plugins of other libraries that we test with.
 FOREIGN = [
@@ -90,7 +92,12 @@ def test_pytest_asyncio_configured_loop_scope(run):
 def test_anyio(run, conftest, options):
     backend = "@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n"
 
-    run(HEAD + backend + one_test("@pytest.mark.anyio") + TAIL, *options, conftest=conftest, passed=2)
+    run(
+        HEAD + backend + one_test("@pytest.mark.anyio") + TAIL,
+        *options,
+        conftest=conftest,
+        passed=2,
+    )
 
 
 def test_synchronous_tests(run):

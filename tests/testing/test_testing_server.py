@@ -56,7 +56,9 @@ def in_fake_time(scenario):
 
 def test_task_goes_through_its_steps():
     async def scenario(server, fetch):
-        server.add("a", [("pending", 10), ("ready", 20), ("processing", 570)], result={"videoUrl": "u"})
+        server.add(
+            "a", [("pending", 10), ("ready", 20), ("processing", 570)], result={"videoUrl": "u"}
+        )
         seen = []
         for moment in (0, 9.9, 10, 29.9, 30, 599.9, 600, 10_000):
             await asyncio.sleep(moment - asyncio.get_running_loop().time())
@@ -98,7 +100,10 @@ def test_running_task_shows_no_end():
     ("end", "shown"),
     [
         ({}, {"status": "completed", "result": None}),
-        ({"result": {"videoUrls": ["a", "b"]}}, {"status": "completed", "result": {"videoUrls": ["a", "b"]}}),
+        (
+            {"result": {"videoUrls": ["a", "b"]}},
+            {"status": "completed", "result": {"videoUrls": ["a", "b"]}},
+        ),
         ({"failed": True}, {"status": "failed"}),
         ({"failed": ""}, {"status": "failed", "errorMessage": ""}),
         ({"failed": "bad prompt"}, {"status": "failed", "errorMessage": "bad prompt"}),
@@ -233,7 +238,16 @@ async def test_made_up_tasks_are_a_sequence(server):
     assert ids[2:4] == ["task1-2", "task1-3"]
     assert repr(ids) == "<12 task ids from task1-0>"
     assert "task1-11" in ids
-    for stranger in ("task1-12", "task1-012", "task1--1", "task1-", "task1-\u0661", "task2-1", "task1", 7):
+    for stranger in (
+        "task1-12",
+        "task1-012",
+        "task1--1",
+        "task1-",
+        "task1-\u0661",
+        "task2-1",
+        "task1",
+        7,
+    ):
         assert stranger not in ids
     with pytest.raises(IndexError):
         ids[12]
@@ -424,7 +438,10 @@ def test_limit_allows_burst_then_rate():
     [
         ({}, "Retry-After: 1\r\n"),
         ({"retry_after": 0.25}, "Retry-After: 0.25\r\n"),
-        ({"retry_after": "Fri, 31 Dec 1999 23:59:59 GMT"}, "Retry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\n"),
+        (
+            {"retry_after": "Fri, 31 Dec 1999 23:59:59 GMT"},
+            "Retry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\n",
+        ),
         ({"retry_after": None}, None),
     ],
 )
@@ -505,7 +522,9 @@ async def test_count_by_id(server, peer):
     peer.send("/nowhere")
     await peer.answer()
 
-    assert [server.count(task_id) for task_id in ("a", made_up[1], made_up[0], "nobody", "else")] == [
+    assert [
+        server.count(task_id) for task_id in ("a", made_up[1], made_up[0], "nobody", "else")
+    ] == [
         2,
         1,
         0,
@@ -656,7 +675,10 @@ def test_in_thread_skips_closed_loops():
 def test_in_thread_raises_start_errors():
     with TaskServer.in_thread() as server:
         port = int(server.url.rpartition(":")[2])
-        with pytest.raises(OSError, match="address already in use"), TaskServer.in_thread(port=port):
+        with (
+            pytest.raises(OSError, match="address already in use"),
+            TaskServer.in_thread(port=port),
+        ):
             pytest.fail("it started")
 
 
@@ -672,7 +694,9 @@ def test_in_thread_ends_stalled_answers():
         asyncio.run(hang())
 
 
-@given(st.text(min_size=1).filter(lambda text: not any("\ud800" <= char <= "\udfff" for char in text)))
+@given(
+    st.text(min_size=1).filter(lambda text: not any("\ud800" <= char <= "\udfff" for char in text))
+)
 def test_requested_id_decodes_any_id(task_id):
     assert requested_id(f"/xai/tasks?taskId={quote(task_id, safe='')}") == task_id
     assert requested_id(f"/xai/tasks?a=b&taskId={quote_plus(task_id)}") == task_id

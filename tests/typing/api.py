@@ -58,7 +58,9 @@ async def key_from_a_vault() -> str:
     return "sk"
 
 
-def clients(session: aiohttp.ClientSession, key: str | Callable[[], str | Awaitable[str]] | None) -> None:
+def clients(
+    session: aiohttp.ClientSession, key: str | Callable[[], str | Awaitable[str]] | None
+) -> None:
     """Build clients in every documented way."""
     TaskClient()
     TaskClient("sk")
@@ -103,7 +105,9 @@ def policies() -> None:
     PollPolicy(wait=wait_fixed(5))
     PollPolicy(wait=wait_exponential(multiplier=1, max=60) + wait_random(0, 1))
     PollPolicy(wait=wait_chain(wait_fixed(1), wait_adaptive()))
-    PollPolicy(wait=wait_adaptive(interval=5, minimum=0.5, maximum=30), timeout=None, max_outage=None)
+    PollPolicy(
+        wait=wait_adaptive(interval=5, minimum=0.5, maximum=30), timeout=None, max_outage=None
+    )
     PollPolicy(wait=growing, timeout=60, max_outage=0)
     RetryPolicy()
     RetryPolicy(stop=stop_after_attempt(3) | stop_after_delay(10), wait=wait_fixed(1))
@@ -154,7 +158,9 @@ async def all_of_them(client: TaskClient, ids: AsyncIterator[str], whether: bool
     assert_type(await client.wait_all(ids, return_exceptions=False, check=False), list[TaskResult])
     both = await client.wait_all(("a", "b"), timeout=30, return_exceptions=True)
     assert_type(both, list[TaskResult | XaiTasksError])
-    assert_type(await client.wait_all({"a"}, return_exceptions=whether), list[TaskResult | XaiTasksError])
+    assert_type(
+        await client.wait_all({"a"}, return_exceptions=whether), list[TaskResult | XaiTasksError]
+    )
     for each in both:
         if isinstance(each, TaskResult):
             assert_type(each, TaskResult)
@@ -173,7 +179,8 @@ async def as_they_complete(client: TaskClient, ids: AsyncIterator[str]) -> None:
         assert_type(entered, OutcomeStream)
         assert_type(await anext(entered), Outcome)
         assert_type(
-            (entered.pulled, entered.pending, entered.succeeded, entered.failed), tuple[int, int, int, int]
+            (entered.pulled, entered.pending, entered.succeeded, entered.failed),
+            tuple[int, int, int, int],
         )
         assert_type(await entered.aclose(), None)
 

@@ -63,7 +63,15 @@ def json_line(
 class Account:
     """Counts how ids ended."""
 
-    __slots__ = ("answered", "completed", "failed", "faulted", "faults_in_a_row", "timed_out", "unknown")
+    __slots__ = (
+        "answered",
+        "completed",
+        "failed",
+        "faulted",
+        "faults_in_a_row",
+        "timed_out",
+        "unknown",
+    )
 
     def __init__(self) -> None:
         self.completed = 0
@@ -129,4 +137,6 @@ class Account:
             (self.unknown, "not known to the server"),
             (self.faulted, "without a usable answer"),
         )
-        return ", ".join([f"{self.completed:,} completed", *(f"{n:,} {what}" for n, what in counts if n)])
+        return ", ".join(
+            [f"{self.completed:,} completed", *(f"{n:,} {what}" for n, what in counts if n)]
+        )

@@ -141,7 +141,9 @@ def watch_command(task_id: str, **settings: Any) -> int:
     help="Append the lines to FILE instead of putting them out.",
 )
 @click.option(
-    "--resume", is_flag=True, help="Skip ids that the output file holds as ended, and any that come twice."
+    "--resume",
+    is_flag=True,
+    help="Skip ids that the output file holds as ended, and any that come twice.",
 )
 @click.option(
     "--shard", type=Shard(), metavar="K/N", help="Wait for the Kth of N parts only, for N machines."
@@ -184,9 +186,19 @@ def wait_command(
         raise click.UsageError("--resume needs --output: the file to go on with")
     client = make_client(**settings)
     held = Held() if resume else None
-    in_fd = _STDIN if input_name == "-" else None if input_name is None else os.open(input_name, os.O_RDONLY)
+    in_fd = (
+        _STDIN
+        if input_name == "-"
+        else None
+        if input_name is None
+        else os.open(input_name, os.O_RDONLY)
+    )
     out_fd = _STDOUT if output_name is None else open_output(output_name, held)
-    if in_fd is not None and output_name is not None and os.path.samestat(os.fstat(in_fd), os.fstat(out_fd)):
+    if (
+        in_fd is not None
+        and output_name is not None
+        and os.path.samestat(os.fstat(in_fd), os.fstat(out_fd))
+    ):
         raise click.UsageError("the input and the output are the same file")
     reporter = _reporter(quiet=quiet)
     max_pending = pending_at_most(settings["rate"], settings["timeout"])
@@ -205,7 +217,11 @@ def wait_command(
 def _reporter(*, quiet: bool) -> Reporter:
     if quiet:
         return Reporter()
-    if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+    if (
+        sys.stderr is None
+        or not sys.stderr.isatty()
+        or os.environ.get("TERM", "dumb") in ("dumb", "unknown")
+    ):
         return PlainReporter()
     from xai_tasks._cli._bar import BarReporter  # noqa: PLC0415 -- rich is slow to import
 
@@ -228,7 +244,12 @@ def _hint(output_name: str | None, *, resume: bool) -> str:
     help="Where to listen.  [default: a free port]",
 )
 @click.option(
-    "--tasks", type=click.IntRange(min=0), default=100, show_default=True, metavar="N", help="How many tasks."
+    "--tasks",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="How many tasks.",
 )
 @click.option(
     "--duration",
@@ -237,7 +258,9 @@ def _hint(output_name: str | None, *, resume: bool) -> str:
     metavar="D",
     help="How long tasks take: constant:SECONDS, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA.",
 )
-@click.option("--rate", type=_POSITIVE, metavar="R", help="Requests per second let in.  [default: no limit]")
+@click.option(
+    "--rate", type=_POSITIVE, metavar="R", help="Requests per second let in.  [default: no limit]"
+)
 @click.option(
     "--fail",
     type=click.FloatRange(0, 1),

@@ -32,7 +32,9 @@ class _Story:
         self._ended += 1
         self._completed += outcome.ok
         task = cast("TaskResult", outcome.task)  # nothing goes wrong here but tasks
-        self._delays.append((datetime.now(UTC) - cast("datetime", task.finished_at)).total_seconds())
+        self._delays.append(
+            (datetime.now(UTC) - cast("datetime", task.finished_at)).total_seconds()
+        )
         elapsed = time.monotonic() - self._begun
         if elapsed >= self._told + 1 or self._ended == TASKS:
             self._told = int(elapsed)

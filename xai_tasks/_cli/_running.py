@@ -47,7 +47,9 @@ class Interrupt:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received:
-            os._exit(Exit.INTERRUPTED)  # pragma: no cover -- nothing of this process is left to tell of it
+            os._exit(
+                Exit.INTERRUPTED
+            )  # pragma: no cover -- nothing of this process is left to tell of it
         self.received = True
         self._loop.call_soon_threadsafe(self._task.cancel)
 

@@ -19,7 +19,9 @@ class Seconds(click.ParamType[float | None]):
 
     name = "seconds"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | None:
         """Read the option."""
         if value == "none":
             return None

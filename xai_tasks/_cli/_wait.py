@@ -87,7 +87,10 @@ class Job:
         handler = LogHandler(self._reporter)
         logging.getLogger("xai_tasks").addHandler(handler)
         try:
-            async with client, client.as_completed(self._source, max_pending=self._max_pending) as stream:
+            async with (
+                client,
+                client.as_completed(self._source, max_pending=self._max_pending) as stream,
+            ):
                 await self._follow(client, stream, interrupt)
         except XaiTasksError:
             self._reporter.say(self._hint)
@@ -101,8 +104,12 @@ class Job:
             return Exit.INTERRUPTED
         return self._code()
 
-    async def _follow(self, client: TaskClient, stream: OutcomeStream, interrupt: Interrupt) -> None:
-        progress = asyncio.create_task(self._reporter.follow(lambda: self._snapshot(client, stream)))
+    async def _follow(
+        self, client: TaskClient, stream: OutcomeStream, interrupt: Interrupt
+    ) -> None:
+        progress = asyncio.create_task(
+            self._reporter.follow(lambda: self._snapshot(client, stream))
+        )
         try:
             # Not `async for`: its end would close the stream, and an interrupt wants what has ended by then.
             while (outcome := await anext(stream, None)) is not None:

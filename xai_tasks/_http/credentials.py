@@ -52,7 +52,9 @@ class Redactor:
         if self._key is not None:
             escaped = json.dumps(self._key)[1:-1]
             # Some encoders escape slashes, which base64 has.
-            self._forms = {form.encode() for form in (self._key, escaped, escaped.replace("/", r"\/"))}
+            self._forms = {
+                form.encode() for form in (self._key, escaped, escaped.replace("/", r"\/"))
+            }
 
     def body(self, body: bytes) -> bytes:
         """Give an answer's body without the key, be it as it is or as JSON encoders write it."""
@@ -100,7 +102,9 @@ class Credentials:
         if self.key is None:
             self._error = ConfigurationError(f"no API key: pass api_key or set ${ENVIRONMENT_NAME}")
         elif source is not None and not isinstance(source, str):
-            self._error = TypeError(f"api_key must be a string or a function, not {type(source).__name__}")
+            self._error = TypeError(
+                f"api_key must be a string or a function, not {type(source).__name__}"
+            )
         elif problem := _problem(self.key):
             self._error = ConfigurationError(f"{name} {problem}")
 

@@ -101,7 +101,9 @@ class Transport:
 
         """
         if session is not None and not isinstance(session, aiohttp.ClientSession):
-            raise TypeError(f"session must be an aiohttp.ClientSession, not {type(session).__name__}")
+            raise TypeError(
+                f"session must be an aiohttp.ClientSession, not {type(session).__name__}"
+            )
         if user_agent is not None and not isinstance(user_agent, str):
             raise TypeError(f"user_agent must be a string, not {type(user_agent).__name__}")
         if user_agent is not None and not (user_agent.isascii() and user_agent.isprintable()):
@@ -151,7 +153,9 @@ class Transport:
         except BaseException as error:  # noqa: BLE001 -- also cancellation, Ctrl-C: raised again below
             late = self._request_timeouts.stop(request)
             if late and isinstance(error, asyncio.CancelledError):
-                failure = APITimeoutError(f"no whole answer within {self._timeout:g} s", task_id=task_id)
+                failure = APITimeoutError(
+                    f"no whole answer within {self._timeout:g} s", task_id=task_id
+                )
             elif isinstance(error, APIError) or not isinstance(error, Exception):
                 failure = error
             else:
@@ -174,7 +178,9 @@ class Transport:
             pass
         else:
             return self._build_url(query_string=query)
-        raise InvalidTaskIdError(f"task id {printable(task_id)!r} holds a lone surrogate and can't be sent")
+        raise InvalidTaskIdError(
+            f"task id {printable(task_id)!r} holds a lone surrogate and can't be sent"
+        )
 
     def _ready(self) -> tuple[aiohttp.ClientSession, _RequestTemplate]:
         """Give the session, and what the newest key makes of a request."""
@@ -293,7 +299,9 @@ class Transport:
 
     def _translate(self, error: Exception, redactor: Redactor, task_id: str) -> Exception:
         if self.closed:
-            return ClientClosedError(f"the client was closed while it asked for task {printable(task_id)!r}")
+            return ClientClosedError(
+                f"the client was closed while it asked for task {printable(task_id)!r}"
+            )
         text = str(error.message if isinstance(error, aiohttp.ClientResponseError) else error)
         text = printable(redactor.text(text))
         return APIConnectionError(

@@ -162,12 +162,19 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
             wait = self.interval * math.sqrt(age / plan.end) * random.uniform(0.9, 1.1)
         else:
             wait = min(self.maximum, plan.next_poll(age) - age)
-            if wait < self.interval and attempt - 1 - plan.polls_between(age - elapsed, age) > _SURPLUS:
+            if (
+                wait < self.interval
+                and attempt - 1 - plan.polls_between(age - elapsed, age) > _SURPLUS
+            ):
                 wait = self.interval
             # Jitter on the scale of the polls around the next one: the first, which may be far, must not miss its aim by more.
             landing = age + wait
-            scale = min(wait, plan.next_poll(landing) - landing if landing < plan.end else self.interval)
-            wait += scale * (random.uniform(-0.5, 0.5) if attempt == 1 else random.uniform(-0.1, 0.1))
+            scale = min(
+                wait, plan.next_poll(landing) - landing if landing < plan.end else self.interval
+            )
+            wait += scale * (
+                random.uniform(-0.5, 0.5) if attempt == 1 else random.uniform(-0.1, 0.1)
+            )
         return min(self.maximum, max(self.minimum, wait))
 
     def _usual_gap(self, age: float) -> float:
@@ -187,7 +194,9 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
 
 def _found(retry_state: RetryCallState) -> object | None:
     """Give what the last attempt returned; None if it failed."""
-    found: object = getattr(retry_state, "found", _UNKNOWN)  # the client's own states tell without a Future
+    found: object = getattr(
+        retry_state, "found", _UNKNOWN
+    )  # the client's own states tell without a Future
     if found is not _UNKNOWN:
         return found
     outcome = retry_state.outcome

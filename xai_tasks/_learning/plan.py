@@ -139,7 +139,9 @@ class LifeTable:
         left = 1.0
         last = max((cell for cell, ended in enumerate(self._ended) if ended), default=-1)
         watched = _WATCHED * (self._survived[0] + self._ended[0])
-        for ended, survived in zip(self._ended[: last + 1], self._survived[: last + 1], strict=True):
+        for ended, survived in zip(
+            self._ended[: last + 1], self._survived[: last + 1], strict=True
+        ):
             # The first to reach an age are few; of a batch that is under way they would tell too much or nothing.
             if left > _TAIL and ended + survived < watched * left:
                 break
@@ -153,7 +155,9 @@ def _half_width(masses: list[float], ends: float) -> int:
     """Give by how many cells to smooth: Silverman's rule, of the smaller of standard deviation and quartiles' distance."""
     total = sum(masses)
     mean = sum(cell * mass for cell, mass in enumerate(masses)) / total
-    deviation = math.sqrt(sum((cell - mean) ** 2 * mass for cell, mass in enumerate(masses)) / total)
+    deviation = math.sqrt(
+        sum((cell - mean) ** 2 * mass for cell, mass in enumerate(masses)) / total
+    )
     quartiles: list[int] = []
     sought = [0.25 * total, 0.75 * total]
     share = 0.0
@@ -313,9 +317,9 @@ def _cheapest(curve: Curve, price: float, limits: Limits) -> list[float]:
         while candidate > place and ages[candidate] - age >= limits.minimum:
             slope = ages[candidate]
             offset = slope * shares[candidate] - sums[candidate] + costs[candidate]
-            while len(slopes) - best >= 2 and (offsets[-1] - offset) * (slopes[-2] - slopes[-1]) >= (
-                offsets[-2] - offsets[-1]
-            ) * (slopes[-1] - slope):
+            while len(slopes) - best >= 2 and (offsets[-1] - offset) * (
+                slopes[-2] - slopes[-1]
+            ) >= (offsets[-2] - offsets[-1]) * (slopes[-1] - slope):
                 slopes.pop()
                 offsets.pop()
             slopes.append(slope)
@@ -327,7 +331,9 @@ def _cheapest(curve: Curve, price: float, limits: Limits) -> list[float]:
             best += 1
         if best < len(slopes):
             following[place] = slopes[best]
-            costs[place] = price * (1.0 - share) + sums[place] + offsets[best] - slopes[best] * share
+            costs[place] = (
+                price * (1.0 - share) + sums[place] + offsets[best] - slopes[best] * share
+            )
         else:  # so near the end that the next poll falls behind it
             following[place] = age + limits.minimum
             costs[place] = price * (1.0 - share)

@@ -37,7 +37,9 @@ _WIDEST = 1.0
 
 _JITTER = 0.002  # seconds by which answers may bunch up: an event loop's late timer, there and back
 _MARGIN = 0.008  # of the ceiling: held below it, besides what jitter makes uncertain
-_SLOWEST = 1 / 60  # requests a second, however often the server refuses: nobody wants to find out in an hour
+_SLOWEST = (
+    1 / 60
+)  # requests a second, however often the server refuses: nobody wants to find out in an hour
 _LOOK = 0.05  # seconds between two looks at what was used; fewer would be counting single answers at 50 requests/s
 _USED = 0.7  # of the rate that has to be used for it to prove anything
 _DOUBLING = 0.5  # seconds, in a climb
@@ -204,7 +206,9 @@ class RateFinder:
 
     def _stretches(self) -> list[tuple[int, float]]:
         """Give A(w) and w of the stretches from each sample to the last answer that was accepted."""
-        return [(self._accepted - count, max(0.0, self._last - time)) for time, count in self._samples]
+        return [
+            (self._accepted - count, max(0.0, self._last - time)) for time, count in self._samples
+        ]
 
     def _start(self, pause: float) -> None:
         """Begin to pace: with twice what the server would have given if the burst had been all of it, and the pause its price."""
@@ -212,7 +216,9 @@ class RateFinder:
         whole, width = known[0]
         self.rate = max(min(1.0, 2 / pause), *(got / (width + pause / 2) for got, width in known))
         # Only what was sustained for a while may be taken off the burst; a short burst was all burst.
-        sustained = max((got / width for got, width in known if width >= 0.5), default=whole / (width + 1.0))
+        sustained = max(
+            (got / width for got, width in known if width >= 0.5), default=whole / (width + 1.0)
+        )
         self._bucket = max(1.0, *(got - sustained * width for got, width in known))
         self._sustained = self._samples[0]
         self._phase = _Phase.CLIMB
@@ -240,7 +246,9 @@ class RateFinder:
         if change > _AGREE:
             self._interval = 0.0
         else:
-            self._interval = min(max(_HOLD * cost, 1.5 * self._interval), _LONGEST_HOLD * cost, _LONGEST_WAIT)
+            self._interval = min(
+                max(_HOLD * cost, 1.5 * self._interval), _LONGEST_HOLD * cost, _LONGEST_WAIT
+            )
         if known and not probed:
             self.rate = self._hold / 2
             self._phase = _Phase.CLIMB

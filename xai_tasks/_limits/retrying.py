@@ -97,7 +97,11 @@ class RetryingFetcher:
         )
 
     async def fetch(
-        self, task_id: str, *, poll: bool = False, on_error: Callable[[APIError], None] | None = None
+        self,
+        task_id: str,
+        *,
+        poll: bool = False,
+        on_error: Callable[[APIError], None] | None = None,
     ) -> Response:
         """Ask for one task until there is a good answer, or the policy gives up.
 
@@ -120,7 +124,9 @@ class RetryingFetcher:
         while not isinstance(answer, Response):
             if isinstance(answer.error, AuthenticationError) and credentials.renewable:
                 await credentials.renew(version)
-                logger.info("asking again with a renewed key: %s", answer.error, extra=_facts(answer.error))
+                logger.info(
+                    "asking again with a renewed key: %s", answer.error, extra=_facts(answer.error)
+                )
                 self._counters.retries += 1
                 answer = await self._request(task_id, poll, answer)
                 if isinstance(answer, Response):
@@ -132,7 +138,9 @@ class RetryingFetcher:
                 try:
                     raise answer.error
                 finally:
-                    del answer  # with its frame in the error's traceback, each would keep the other alive
+                    del (
+                        answer
+                    )  # with its frame in the error's traceback, each would keep the other alive
             answer.prepare_for_next_attempt()
             # Taken before the sleep, or those who sleep at the same time would all spend the same tokens.
             self._budget -= _RETRY_COST
@@ -151,7 +159,9 @@ class RetryingFetcher:
         if self._closing is not None and not self._closing.done():
             self._closing.set_result(None)
 
-    async def _request(self, task_id: str, poll: bool, attempts: _Attempts | None) -> Response | _Attempts:
+    async def _request(
+        self, task_id: str, poll: bool, attempts: _Attempts | None
+    ) -> Response | _Attempts:
         """Make one request when the throttle lets it, and tell the throttle how it went before it lets the next."""
         throttle = self._throttle
         probe = await throttle.acquire(poll=poll)
@@ -208,7 +218,9 @@ class RetryingFetcher:
                     extra={"task_id": task_id, "status": word},
                 )
 
-    def _failed(self, attempts: _Attempts | None, error: APIError, sent: float, now: float) -> _Attempts:
+    def _failed(
+        self, attempts: _Attempts | None, error: APIError, sent: float, now: float
+    ) -> _Attempts:
         """Enter a failure into tenacity's state, which is begun with the first."""
         if attempts is None:
             # One tenacity object must not serve two loops at once: a copy for each look that needs one.
@@ -236,7 +248,9 @@ class RetryingFetcher:
                 return None
         if self._budget < _RETRY_COST:
             return None
-        return cast("float | None", await cast("AsyncRetrying", attempts.retry_object).iter(attempts))
+        return cast(
+            "float | None", await cast("AsyncRetrying", attempts.retry_object).iter(attempts)
+        )
 
     async def _sleep(self, seconds: float) -> None:
         if self._closing is None:
@@ -265,7 +279,11 @@ def _log_retry(state: RetryCallState) -> None:
         "retrying in %.3g s: %s",
         attempts.delay,
         attempts.error,
-        extra={**_facts(attempts.error), "attempt": attempts.attempt_number, "seconds": attempts.delay},
+        extra={
+            **_facts(attempts.error),
+            "attempt": attempts.attempt_number,
+            "seconds": attempts.delay,
+        },
     )
 
 

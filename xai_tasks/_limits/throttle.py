@@ -179,7 +179,9 @@ class Throttle:
         if until <= self.paused_until:
             return
         if now >= self.paused_until:
-            logger.info("the server asks for a pause of %.3g s", seconds, extra={"seconds": seconds})
+            logger.info(
+                "the server asks for a pause of %.3g s", seconds, extra={"seconds": seconds}
+            )
         self.paused_until = until
         self._start_slowly(until)
         self._bucket.hold(until)

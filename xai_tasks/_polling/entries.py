@@ -133,7 +133,9 @@ class Entry:
     def failed(self, error: APIError) -> None:
         """Note a failed request."""
         since = self.failing_since
-        self.failures = Failures(error, asyncio.get_running_loop().time() if since is None else since)
+        self.failures = Failures(
+            error, asyncio.get_running_loop().time() if since is None else since
+        )
 
     def answered(self) -> None:
         """Note a good answer."""

@@ -163,7 +163,13 @@ class Poller:
 
     def never_polled(self, whose: Callable[[Subscriber], bool]) -> set[Subscriber]:
         """Give those for whom `whose` is true and whose id has not been looked at yet."""
-        return {each for entry in self._entries() if not entry.polls for each in entry.all() if whose(each)}
+        return {
+            each
+            for entry in self._entries()
+            if not entry.polls
+            for each in entry.all()
+            if whose(each)
+        }
 
     def shared(self, now: float) -> float:
         """Give one float for all moments within a tick: a float of its own costs 32 bytes, a million have as many."""
@@ -291,7 +297,10 @@ class Poller:
             return
         entry.due = NEVER
         self._leftovers += 1
-        if self._leftovers > _MIN_LEFTOVERS and self._leftovers > (len(self._heap) + len(self._line)) / 2:
+        if (
+            self._leftovers > _MIN_LEFTOVERS
+            and self._leftovers > (len(self._heap) + len(self._line)) / 2
+        ):
             self._tidy()
 
     def _tidy(self) -> None:
@@ -327,7 +336,9 @@ class Poller:
             if entry is None:
                 return
             # A context of its own: that of whoever happened to wait first is none of the others' business.
-            worker = asyncio.get_running_loop().create_task(self._work(entry), context=contextvars.Context())
+            worker = asyncio.get_running_loop().create_task(
+                self._work(entry), context=contextvars.Context()
+            )
             self._workers.add(worker)
             worker.add_done_callback(self._worker_ended)
             self._in_flight[entry] = worker
@@ -412,9 +423,13 @@ class Poller:
         """Tell whether a failed poll ends the wait."""
         limit = entry.group.policy.max_outage
         since = entry.failing_since
-        return not is_transient(error) or (limit is not None and since is not None and now >= since + limit)
+        return not is_transient(error) or (
+            limit is not None and since is not None and now >= since + limit
+        )
 
-    def _lay_down(self, entry: Entry, answer: Response | Exception, now: float, seconds: float) -> None:
+    def _lay_down(
+        self, entry: Entry, answer: Response | Exception, now: float, seconds: float
+    ) -> None:
         """Lay an entry down until its next poll."""
         task: TaskResult | None = None
         if isinstance(answer, Response):

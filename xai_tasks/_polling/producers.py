@@ -34,7 +34,9 @@ def check_task_id(task_id: object) -> None:
     if not isinstance(task_id, str):
         raise TypeError(f"task_id must be a string, not {type(task_id).__name__}")
     if not task_id:
-        raise InvalidTaskIdError("task_id is empty: pass the taskId that the job's submission returned")
+        raise InvalidTaskIdError(
+            "task_id is empty: pass the taskId that the job's submission returned"
+        )
 
 
 def check_one_of_many(task_id: object) -> None:
@@ -138,7 +140,16 @@ class _WatchSubscriber(Subscriber):
 
 
 class WatchProducer(Producer[TaskResult]):
-    __slots__ = ("_done", "_entry", "_policy", "_poller", "_status", "_subscriber", "_task_id", "_timeout")
+    __slots__ = (
+        "_done",
+        "_entry",
+        "_policy",
+        "_poller",
+        "_status",
+        "_subscriber",
+        "_task_id",
+        "_timeout",
+    )
 
     def __init__(
         self,
@@ -310,7 +321,9 @@ class BulkProducer(Producer[Outcome]):
         ids = aiter(source)
         try:
             async for task_id in ids:
-                if self._is_over:  # the source swallowed its cancellation, as asyncio.wait_for may do
+                if (
+                    self._is_over
+                ):  # the source swallowed its cancellation, as asyncio.wait_for may do
                     raise asyncio.CancelledError  # pragma: no cover -- 3.11 tells no tracer of the line after a throw
                 self._admit(task_id)
                 await self._has_room()
@@ -353,12 +366,18 @@ class BulkProducer(Producer[Outcome]):
             self.wake()
 
     def on_end(
-        self, subscriber: _BulkSubscriber, task_id: str, task: TaskResult | None, error: Exception | None
+        self,
+        subscriber: _BulkSubscriber,
+        task_id: str,
+        task: TaskResult | None,
+        error: Exception | None,
     ) -> None:
         self.never_polled.discard(subscriber)
         if task is not None:
             error = task_error(task, task_id)
-        if error is None or (isinstance(error, XaiTasksError) and not isinstance(error, self._refusals)):
+        if error is None or (
+            isinstance(error, XaiTasksError) and not isinstance(error, self._refusals)
+        ):
             self._put(Outcome(task_id, subscriber.index, task, error))
         else:
             # The key was refused: every other id would only meet the same.

@@ -59,7 +59,9 @@ def parse_duration(text: str) -> Duration:
     name, *numbers = text.split(":")
     make, wanted = _FORMS.get(name, (None, 0))
     if make is None or len(numbers) != wanted:
-        raise ValueError(f"{text!r} must be constant:SECONDS, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA")
+        raise ValueError(
+            f"{text!r} must be constant:SECONDS, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA"
+        )
     return make(*map(float, numbers))
 
 
