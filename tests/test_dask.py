@@ -613,7 +613,7 @@ async def test_no_more_workers_are_used_than_requests_may_be_in_flight(server, s
         ({"api_key": "two\nlines"}, ConfigurationError),
         ({"api_key": 7}, TypeError),
         ({"poll": "often"}, TypeError),
-        ({"session": object()}, TypeError),
+        ({"session": "a session"}, TypeError),
         ({"retries": 3}, TypeError),
         ({"max_pending": 5}, TypeError),
         ({"task_ids": "task-id"}, TypeError),

@@ -242,10 +242,8 @@ class TaskClient:
             try:
                 raise error
             finally:
-                del (
-                    error,
-                    answer,
-                )  # with their frame in the traceback, each would keep the other alive
+                # Break the reference cycle between exception and frame.
+                del error, answer
         return cast("TaskResult", answer)
 
     def watch(

@@ -138,9 +138,8 @@ class RetryingFetcher:
                 try:
                     raise answer.error
                 finally:
-                    del (
-                        answer
-                    )  # with its frame in the error's traceback, each would keep the other alive
+                    # Break the reference cycle between exception and frame.
+                    del answer
             answer.prepare_for_next_attempt()
             # Taken before the sleep, or those who sleep at the same time would all spend the same tokens.
             self._budget -= _RETRY_COST
