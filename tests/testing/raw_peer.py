@@ -23,6 +23,13 @@ class Peer:
         key = f"Authorization: {authorization}\r\n" if authorization else ""
         self.writer.write(f"{method} {target} HTTP/1.1\r\nHost: x\r\n{key}{more}\r\n".encode())
 
+    def post(self, job, path="/xai/videos"):
+        """Send a submission: a dict, or the bytes of a body."""
+        body = job if isinstance(job, bytes) else json.dumps(job).encode()
+        more = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        self.send(path, method="POST", more=more)
+        self.writer.write(body)
+
     async def answer(self):
         """Read one well-formed answer with a Content-Length; return its head and its body."""
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from urllib.parse import parse_qsl
 
 from aiohttp import web
 
 from xai_tasks.testing._http import Reply, refusal
 
-_PATH = "/xai/tasks"
-_PLAIN = f"{_PATH}?taskId="
+TASKS = "/xai/tasks"
+_PLAIN = f"{TASKS}?taskId="
 
 
 class TokenBucket:
@@ -46,26 +46,35 @@ class TokenBucket:
 class RequestChecks:
     """Refuse requests before any task is looked up.
 
+    Each route has its own rate limit, as in NestJS: submissions take nothing from polls.
+
     Args:
         api_key: the bearer key, or keys, accepted; None: requests need none.
+        methods: the method of each route, by its path.
 
     """
 
-    __slots__ = ("api_key", "bucket")
+    __slots__ = ("_buckets", "_methods", "api_key")
 
-    def __init__(self, api_key: str | Collection[str] | None) -> None:
+    def __init__(self, api_key: str | Collection[str] | None, methods: Mapping[str, str]) -> None:
         self.api_key = api_key
-        self.bucket: TokenBucket | None = None
+        self._methods = methods
+        self._buckets: dict[str, TokenBucket] = {}
 
-    def refuse(self, request: web.BaseRequest, task_id: str | None, now: float) -> Reply | None:
+    def limit(self, bucket: Callable[[], TokenBucket] | None) -> None:
+        """Limit each route by a bucket of its own; None: no limit."""
+        self._buckets = {} if bucket is None else {path: bucket() for path in self._methods}
+
+    def refuse(self, request: web.BaseRequest, path: str, task_id: str | None, now: float) -> Reply | None:
         """Return the answer to a request that is refused, None for one that is accepted."""
-        if request.raw_path.partition("?")[0] != _PATH:
+        method = self._methods.get(path)
+        if method is None:
             return refusal(404, f"Cannot {request.method} {request.raw_path}")
-        if request.method != "GET":
-            return refusal(405, f"Cannot {request.method} {_PATH}", [("Allow", "GET")])
+        if request.method != method:
+            return refusal(405, f"Cannot {request.method} {path}", [("Allow", method)])
         if not self._has_key(request):
             return refusal(401, "Unauthorized", [("WWW-Authenticate", "Bearer")])
-        bucket = self.bucket
+        bucket = self._buckets.get(path)
         if bucket is not None and not bucket.take(now):
             when = [] if bucket.retry_after is None else [("Retry-After", bucket.retry_after)]
             return refusal(429, "Too many requests", when, task_id)

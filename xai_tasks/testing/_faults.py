@@ -316,22 +316,27 @@ class FaultBook:
         self._drawn: tuple[Fault, ...] = ()
         self._random = Random()
 
-    def queue(self, task_id: str | None, faults: Iterable[Fault]) -> None:
-        """Queue faults for the next requests for `task_id`; None: for the next ones of any id."""
+    def queue(self, key: str | None, faults: Iterable[Fault]) -> None:
+        """Queue faults for the next requests that have this key among theirs."""
         with self._lock:
-            self._queues.setdefault(task_id, deque()).extend(faults)
+            self._queues.setdefault(key, deque()).extend(faults)
 
     def draw_from(self, share: float, faults: tuple[Fault, ...], random: Random) -> None:
         """Draw one of `faults` with probability `share` for each request without a queued one."""
         with self._lock:
             self._share, self._drawn, self._random = share, faults, random
 
-    def take(self, task_id: str | None) -> Fault | None:
-        """Return the fault for a request for `task_id`, if any, and record it as played."""
+    def take(self, keys: Iterable[str | None]) -> Fault | None:
+        """Return the fault for a request, if any, and record it as played.
+
+        Args:
+            keys: where to look for a queued one, in this order.
+
+        """
         if not self._queues and not self._share:
             return None
         with self._lock:
-            for key in (task_id, None):
+            for key in keys:
                 if queue := self._queues.get(key):
                     fault = queue.popleft()
                     break

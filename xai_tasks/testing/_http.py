@@ -50,7 +50,10 @@ class Reply:
 
 
 def refusal(
-    status: int, message: str, headers: Iterable[tuple[str, str]] = (), task_id: str | None = None
+    status: int,
+    message: str | list[str],
+    headers: Iterable[tuple[str, str]] = (),
+    task_id: str | None = None,
 ) -> Reply:
     """Build an error answer with a body like NestJS's; see `TaskServer`."""
     phrase = responses[status]

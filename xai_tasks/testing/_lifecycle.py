@@ -11,6 +11,9 @@ from xai_tasks._models import TaskStatus
 Step: TypeAlias = str | tuple[str, float | None]
 """A status and the seconds it lasts. None, or a status alone: until `TaskServer.advance`."""
 
+Steps: TypeAlias = tuple[tuple[str, float | None], ...]
+"""Steps in one form."""
+
 Ending: TypeAlias = bool | str | tuple[str, int | float | str]
 """How a task ends that does not complete: True, an error message, or (message, code)."""
 
@@ -33,7 +36,7 @@ class Lifecycle:
     def __init__(
         self,
         created: float,
-        steps: tuple[tuple[str, float | None], ...],
+        steps: Steps,
         ending: str,
     ) -> None:
         self._created = created
@@ -87,7 +90,7 @@ class Lifecycle:
         ).encode()
 
 
-def steps_of(steps: str | Iterable[Step]) -> tuple[tuple[str, float | None], ...]:
+def steps_of(steps: str | Iterable[Step]) -> Steps:
     """Return steps in one form, whichever way they were written.
 
     Raises:
@@ -101,6 +104,11 @@ def steps_of(steps: str | Iterable[Step]) -> tuple[tuple[str, float | None], ...
             raise ValueError(f"a step must last >= 0 seconds, not {seconds!r}")
         pairs.append((str(status), seconds))
     return tuple(pairs)
+
+
+def in_two_steps(seconds: float) -> Steps:
+    """Return the steps of a made-up task: pending for a tenth of its time, then processing."""
+    return (("pending", seconds * 0.1), ("processing", seconds * 0.9))
 
 
 def ending_of(

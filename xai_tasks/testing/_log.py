@@ -22,6 +22,9 @@ class RequestRecord:
     """Its headers; names are case-insensitive. Not in the repr, because they hold the key."""
     status: int | None
     """The HTTP status of the answer; None if a fault sent none."""
+    method: str = "GET"
+    path: str = "/xai/tasks"
+    """The path of the request target, without its query."""
 
 
 class RequestLog:

@@ -14,14 +14,17 @@ from typing import Any, Self, TypedDict, Unpack
 
 from aiohttp import web
 
-from xai_tasks.testing._checks import RequestChecks, TokenBucket, requested_id
+from xai_tasks.testing._checks import TASKS, RequestChecks, TokenBucket, requested_id
 from xai_tasks.testing._durations import Duration, constant
 from xai_tasks.testing._faults import Fault, FaultBook, Wire
 from xai_tasks.testing._http import HANG_UP, KEEP_ALIVE, Reply, refusal, send
 from xai_tasks.testing._lifecycle import Ending, Lifecycle, Step, ending_of, steps_of
 from xai_tasks.testing._listener import Listener, loop_in_thread
 from xai_tasks.testing._log import RequestLog, RequestRecord
+from xai_tasks.testing._submissions import RESULTS, Submissions, read_body
 from xai_tasks.testing._tasks import MadeUpTasks, TaskBook
+
+_METHODS = {TASKS: "GET", **dict.fromkeys(RESULTS, "POST")}
 
 
 class ServerOptions(TypedDict, total=False):
@@ -46,15 +49,17 @@ class TaskServer:
 
     Its clock is `loop.time()` of the loop it runs in, so with a fake clock a ten-minute task takes
     milliseconds. The dates in answers follow that clock. The answer to a request is decided when it
-    comes: first the answer due (401, 429, 422, 404 or the task), then the fault, if one is queued.
+    comes: first the answer due (401, 429, 400, 422, 404 or the task), then the fault, if one is queued.
 
     The API's documents leave some things open. This server chose:
 
     - An error is `{"statusCode": ..., "message": ..., "error": <the status's phrase>}` as JSON.
-      404 and 429 also have a `traceId`, 401 a `WWW-Authenticate: Bearer`, 405 (any method but GET)
-      an `Allow`.
+      404 and 429 also have a `traceId`, 401 a `WWW-Authenticate: Bearer`, 405 (a wrong method) an
+      `Allow`.
     - No key or a wrong one: 401. No `taskId`: 422. An unknown or empty one, or another path: 404.
     - Over the limit: 429, with the `Retry-After` that `limit` was given.
+    - A submission with a missing prompt or model, or a field of a wrong type: 400. Lengths and
+      values of fields are not checked. An accepted one makes a task as `accept` was told.
     - A completed task shows `result`, null if it has none. A failed, cancelled or timed out one
       shows `errorMessage` and `errorCode` where they were given. `finishedAt` comes with the end,
       `createdAt` and `traceId` always.
@@ -83,8 +88,9 @@ class TaskServer:
         log_limit: int | None = None,
     ) -> None:
         self._listener = Listener(self._handle, port, ssl_context)
-        self._checks = RequestChecks(api_key)
+        self._checks = RequestChecks(api_key, _METHODS)
         self._tasks = TaskBook()
+        self._submissions = Submissions(self._tasks)
         self._faults = FaultBook()
         self._log = RequestLog(log_limit)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -274,6 +280,42 @@ class TaskServer:
         self._tasks.add_many(prefix, tasks)
         return tasks
 
+    def accept(
+        self,
+        steps: str | Iterable[Step] | Duration = (),
+        *,
+        result: Any = None,
+        failed: Ending | None = None,
+        cancelled: Ending | None = None,
+        timeout: Ending | None = None,
+    ) -> None:
+        """Set what becomes of submissions from now on, in the forms of `add`.
+
+        A submission is accepted also without this: its task then takes half a second. Ids are
+        `submitted-1`, `submitted-2` and so on.
+
+        Args:
+            steps: the statuses of each task before its end, or how long each takes.
+            result: what each completes with; None, and no other end given: made-up URLs.
+            failed: each fails.
+            cancelled: each is cancelled.
+            timeout: each times out on the server.
+
+        Raises:
+            ValueError: a step's time is negative, or more than one end is given.
+            TypeError: the result can't be written as JSON.
+
+        """
+        self._submissions.script(steps, result, failed, cancelled, timeout)
+
+    @property
+    def submissions(self) -> list[dict[str, Any]]:
+        """The bodies of the submissions that made tasks, in order.
+
+        One whose answer a fault spoiled or replaced is among them. One over the limit is not.
+        """
+        return self._submissions.bodies()
+
     def advance(self, task_id: str) -> None:
         """Begin a task's next step now, or its end after the last one.
 
@@ -301,7 +343,8 @@ class TaskServer:
 
         Args:
             task_id: the id whose requests get the faults; None: the next requests of any id.
-                A request takes from its own id's queue first.
+                A request takes from its own id's queue first. `"POST"`: the next submissions;
+                `"POST /xai/images"`: those on that route.
             *faults: in order; `*[Fault.status(503)] * 3` is enough for three requests.
 
         """
@@ -351,7 +394,9 @@ class TaskServer:
         *,
         retry_after: float | str | None = 1.0,
     ) -> None:
-        """Limit the rate of requests by a token bucket; those over it get a 429.
+        """Limit the rate of requests on each route by a token bucket; those over it get a 429.
+
+        Polls, images and videos are counted apart.
 
         Args:
             rate: requests per second over time, > 0; None: no limit.
@@ -365,12 +410,13 @@ class TaskServer:
 
         """
         if rate is None:
-            self._checks.bucket = None
+            self._checks.limit(None)
             return
         if not (rate > 0 and burst >= 1):
             raise ValueError(f"need rate > 0 and burst >= 1, not {rate!r} and {burst!r}")
         header = retry_after if isinstance(retry_after, str | None) else f"{retry_after:g}"
-        self._checks.bucket = TokenBucket(rate, burst, self._now(), header)
+        now = self._now()
+        self._checks.limit(lambda: TokenBucket(rate, burst, now, header))
 
     @property
     def requests(self) -> list[RequestRecord]:
@@ -402,7 +448,8 @@ class TaskServer:
         self._tasks.clear()
         self._faults.clear()
         self._log.clear()
-        self._checks.bucket = None
+        self._submissions.clear()
+        self._checks.limit(None)
         self.api_key, self.latency = self._initial
 
     def _now(self) -> float:
@@ -416,16 +463,20 @@ class TaskServer:
         return date.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        task_id = requested_id(request.raw_path)
+        path = request.raw_path.partition("?")[0]
+        posted = request.method == "POST" and path in RESULTS
+        task_id = None if posted else requested_id(request.raw_path)
+        body = await read_body(request) if request.can_read_body else b""
         now = self._now()
-        due = self._due(request, task_id, now)
-        fault = self._faults.take(task_id)
+        due = self._due(request, path, task_id, body, now)
+        keys = (f"POST {path}", "POST") if posted else (task_id, None)
+        fault = self._faults.take(keys)
         if task_id is not None:
             self._tasks.count_request(task_id)
         status: int | None = due.status
         if fault is not None:
             status = fault._status_sent(due.status)  # noqa: SLF001 -- one kit
-        self._log.add(RequestRecord(task_id, now, request.headers, status))
+        self._log.add(RequestRecord(task_id, now, request.headers, status, request.method, path))
         if self._delay is not None:
             await asyncio.sleep(self._delay(self._random))
         if fault is None:
@@ -434,9 +485,13 @@ class TaskServer:
         stays = open_after and request.keep_alive
         return KEEP_ALIVE if stays else HANG_UP
 
-    def _due(self, request: web.BaseRequest, task_id: str | None, now: float) -> Reply:
-        if (refused := self._checks.refuse(request, task_id, now)) is not None:
+    def _due(
+        self, request: web.BaseRequest, path: str, task_id: str | None, body: bytes, now: float
+    ) -> Reply:
+        if (refused := self._checks.refuse(request, path, task_id, now)) is not None:
             return refused
+        if path in RESULTS:
+            return self._submissions.submit(path, body, now)
         if task_id is None:
             return refusal(422, "taskId is required")
         try:

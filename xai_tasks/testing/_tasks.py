@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, overload
 
 from xai_tasks.testing._durations import Duration
-from xai_tasks.testing._lifecycle import Dated, Lifecycle, ending_of
+from xai_tasks.testing._lifecycle import Dated, Lifecycle, ending_of, in_two_steps
 
 _FAILURE = ending_of(failed=("made-up failure", 500))
 
@@ -86,8 +86,7 @@ class MadeUpTasks(Sequence[str]):
         """Build the lifecycle of a task: pending for a tenth of its time, then processing."""
         seconds = self._durations[index]
         ending = _FAILURE if self._fails[index] else self._ending or f'{self._video}{index}.mp4"}}'
-        steps = (("pending", seconds * 0.1), ("processing", seconds * 0.9))
-        return Lifecycle(self._created, steps, ending)
+        return Lifecycle(self._created, in_two_steps(seconds), ending)
 
 
 class TaskBook:
