@@ -34,7 +34,9 @@ async def task(peer, task_id):
     return (await peer.json())[1]
 
 
-@pytest.mark.parametrize(("path", "field"), [("/xai/videos", "videoUrl"), ("/xai/images", "imageUrls")])
+@pytest.mark.parametrize(
+    ("path", "field"), [("/xai/videos", "videoUrl"), ("/xai/images", "imageUrls")]
+)
 async def test_submission_makes_a_task_that_completes(server, peer, path, field):
     status, answer = await submitted(peer, path=path)
 
@@ -117,7 +119,11 @@ async def test_body_of_megabytes_is_accepted(server, peer):
 
 @pytest.mark.parametrize(
     ("method", "target", "status"),
-    [("GET", "/xai/videos", 405), ("POST", "/xai/tasks?taskId=a", 405), ("POST", "/xai/audio", 404)],
+    [
+        ("GET", "/xai/videos", 405),
+        ("POST", "/xai/tasks?taskId=a", 405),
+        ("POST", "/xai/audio", 404),
+    ],
 )
 async def test_wrong_method_or_path(server, peer, method, target, status):
     peer.send(target, method=method)

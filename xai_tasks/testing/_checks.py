@@ -65,7 +65,9 @@ class RequestChecks:
         """Limit each route by a bucket of its own; None: no limit."""
         self._buckets = {} if bucket is None else {path: bucket() for path in self._methods}
 
-    def refuse(self, request: web.BaseRequest, path: str, task_id: str | None, now: float) -> Reply | None:
+    def refuse(
+        self, request: web.BaseRequest, path: str, task_id: str | None, now: float
+    ) -> Reply | None:
         """Return the answer to a request that is refused, None for one that is accepted."""
         method = self._methods.get(path)
         if method is None:

@@ -12,7 +12,15 @@ from aiohttp import web
 
 from xai_tasks.testing._durations import Duration
 from xai_tasks.testing._http import Reply, refusal
-from xai_tasks.testing._lifecycle import Ending, Lifecycle, Step, Steps, ending_of, in_two_steps, steps_of
+from xai_tasks.testing._lifecycle import (
+    Ending,
+    Lifecycle,
+    Step,
+    Steps,
+    ending_of,
+    in_two_steps,
+    steps_of,
+)
 from xai_tasks.testing._tasks import TaskBook
 
 RESULTS: dict[str, Callable[[str], Any]] = {
