@@ -316,28 +316,30 @@ class FaultBook:
         self._drawn: tuple[Fault, ...] = ()
         self._random = Random()
 
-    def queue(self, key: str | None, faults: Iterable[Fault]) -> None:
-        """Queue faults for the next requests that have this key among theirs."""
+    def queue(self, target: str | None, faults: Iterable[Fault]) -> None:
+        """Queue faults for the next requests to `target`, as `TaskServer.fault` describes it."""
         with self._lock:
-            self._queues.setdefault(key, deque()).extend(faults)
+            self._queues.setdefault(target, deque()).extend(faults)
 
     def draw_from(self, share: float, faults: tuple[Fault, ...], random: Random) -> None:
         """Draw one of `faults` with probability `share` for each request without a queued one."""
         with self._lock:
             self._share, self._drawn, self._random = share, faults, random
 
-    def take(self, keys: Iterable[str | None]) -> Fault | None:
+    def take(self, route: str, task_id: str | None, *, is_poll: bool) -> Fault | None:
         """Return the fault for a request, if any, and record it as played.
 
         Args:
-            keys: where to look for a queued one, in this order.
+            route: the request's method and path.
+            task_id: the id requested.
+            is_poll: whether it requests a task, as opposed to a file or a submission.
 
         """
         if not self._queues and not self._share:
             return None
         with self._lock:
-            for key in keys:
-                if queue := self._queues.get(key):
+            for target in self._targets(route, task_id, is_poll=is_poll):
+                if queue := self._queues.get(target):
                     fault = queue.popleft()
                     break
             else:
@@ -346,6 +348,18 @@ class FaultBook:
                 fault = self._random.choice(self._drawn)
             self._fired.append(fault)
             return fault
+
+    def _targets(self, route: str, task_id: str | None, *, is_poll: bool) -> Iterable[str | None]:
+        """Return the targets that mean a request, the closest first."""
+        if task_id is not None:
+            yield task_id
+        yield route
+        open_ended = [target for target in self._queues if target and target.endswith("...")]
+        matching = [target for target in open_ended if route.startswith(target[:-3])]
+        yield from sorted(matching, key=len, reverse=True)
+        yield route.partition(" ")[0]
+        if is_poll:
+            yield None
 
     def left(self) -> list[Fault]:
         """Return the queued faults that no request has met yet."""

@@ -99,6 +99,7 @@ def send(request: web.BaseRequest, reply: Reply) -> web.StreamResponse:
     """Write an answer to the request's connection; return what the handler must return."""
     stays = request.keep_alive
     data = reply.encode(keep_alive=stays)
-    # The answer to a HEAD request has no body.
-    transport_of(request).write(data if request.method != "HEAD" else data[: -len(reply.body)])
+    if request.method == "HEAD":  # its answer has no body
+        data = data[: len(data) - len(reply.body)]
+    transport_of(request).write(data)
     return KEEP_ALIVE if stays else HANG_UP

@@ -25,6 +25,8 @@ class RequestRecord:
     method: str = "GET"
     path: str = "/xai/tasks"
     """The path of the request target, without its query."""
+    query: str = ""
+    """The query of the request target, as it came."""
 
 
 class RequestLog:

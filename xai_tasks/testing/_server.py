@@ -17,6 +17,7 @@ from aiohttp import web
 from xai_tasks.testing._checks import TASKS, RequestChecks, TokenBucket, requested_id
 from xai_tasks.testing._durations import Duration, constant
 from xai_tasks.testing._faults import Fault, FaultBook, Wire
+from xai_tasks.testing._files import FILES, FileBook
 from xai_tasks.testing._http import HANG_UP, KEEP_ALIVE, Reply, refusal, send
 from xai_tasks.testing._lifecycle import Ending, Lifecycle, Step, ending_of, steps_of
 from xai_tasks.testing._listener import Listener, loop_in_thread
@@ -63,6 +64,8 @@ class TaskServer:
     - A completed task shows `result`, null if it has none. A failed, cancelled or timed out one
       shows `errorMessage` and `errorCode` where they were given. `finishedAt` comes with the end,
       `createdAt` and `traceId` always.
+    - `/files/` needs no key and has no limit, as at a storage service. Beside what `file` adds it
+      has, for each task, `<task id>.mp4` (a video of one second) and `<task id>.png` (a picture).
 
     A server may be closed and started again. It keeps its port, its tasks and their clocks.
 
@@ -90,7 +93,8 @@ class TaskServer:
         self._listener = Listener(self._handle, port, ssl_context)
         self._checks = RequestChecks(api_key, _METHODS)
         self._tasks = TaskBook()
-        self._submissions = Submissions(self._tasks)
+        self._files = FileBook(self._tasks.knows)
+        self._submissions = Submissions(self._tasks, lambda: self.url + FILES)
         self._faults = FaultBook()
         self._log = RequestLog(log_limit)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -250,8 +254,8 @@ class TaskServer:
             n: how many.
             duration: how long they take, in seconds: `constant`, `uniform` or `lognormal`.
             failed: the share that fails in the end, 0 to 1.
-            result: the result of each that completes; None: `{"videoUrl": ...}` on a host that does
-                not exist.
+            result: the result of each that completes; None: `{"videoUrl": ...}` of a small MP4 on
+                this server.
             prefix: ids are this, a hyphen and a number from 0; None: `task1` for the first call,
                 `task2` for the next.
             seed: the same seed gives the same durations and failures.
@@ -275,6 +279,7 @@ class TaskServer:
             duration=duration,
             failed=failed,
             result=result,
+            files=self.url + FILES,
             random=Random(seed),
         )
         self._tasks.add_many(prefix, tasks)
@@ -338,17 +343,48 @@ class TaskServer:
         """
         return self._tasks.find(task_id).ends_at
 
-    def fault(self, task_id: str | None, *faults: Fault) -> None:
-        """Queue faults for the next requests, one fault per request.
+    def file(self, path: str, data: bytes, *, content_type: str | None = None) -> str:
+        """Serve a file that results may point to; an older one of that path is replaced.
+
+        Example::
+
+            url = server.file("cat.mp4", data)
+            server.add("a", result={"videoUrl": url})
+
+        The server answers with a strong `ETag` made of the data, and takes ranges.
 
         Args:
-            task_id: the id whose requests get the faults; None: the next requests of any id.
-                A request takes from its own id's queue first. `"POST"`: the next submissions;
-                `"POST /xai/images"`: those on that route.
+            path: where it is, with or without the leading `/files/`.
+            data: the bytes of the file.
+            content_type: its `Content-Type`; None: the one that the path's extension stands for.
+
+        Returns:
+            The URL. A query behind it changes nothing.
+
+        Raises:
+            RuntimeError: the server was never started, so it has no port yet.
+
+        """
+        return self.url + self._files.add(path, data, content_type)
+
+    def fault(self, target: str | None, *faults: Fault) -> None:
+        """Queue faults for the next requests, one fault per request.
+
+        Example::
+
+            server.fault("a", Fault.status(503))                     # polls of task "a"
+            server.fault("GET /files/a.mp4", Fault.truncate())       # downloads of one file
+            server.fault("GET /files/...", Fault.reset(at="body"))   # downloads of any file
+
+        Args:
+            target: the id whose polls get the faults; or a method, such as `"POST"`; or a method
+                and a path, such as `"POST /xai/images"`, where `...` at its end stands for any
+                rest; or None: the next polls of any id. A request takes from the queue of the
+                closest target first.
             *faults: in order; `*[Fault.status(503)] * 3` is enough for three requests.
 
         """
-        self._faults.queue(task_id, faults)
+        self._faults.queue(target, faults)
 
     def disturb(self, share: float, *faults: Fault, seed: int = 0) -> None:
         """Play faults at random, until the next call.
@@ -360,7 +396,7 @@ class TaskServer:
             server.disturb(0.0)                         # no more faults
 
         Args:
-            share: the share of requests, 0 to 1, that get a fault; a queued fault goes first.
+            share: the share of all requests, 0 to 1, that get a fault; a queued fault goes first.
             *faults: all equally likely.
             seed: the same seed draws the same faults.
 
@@ -441,11 +477,12 @@ class TaskServer:
         await self._log.wait_until(lambda: self.count(task_id) >= n)
 
     def reset(self) -> None:
-        """Remove all tasks, faults, limits and records; restore the key and latency.
+        """Remove all tasks, files, faults, limits and records; restore the key and latency.
 
         The server keeps running.
         """
         self._tasks.clear()
+        self._files.clear()
         self._faults.clear()
         self._log.clear()
         self._submissions.clear()
@@ -463,20 +500,22 @@ class TaskServer:
         return date.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        path = request.raw_path.partition("?")[0]
+        path, _, query = request.raw_path.partition("?")
         posted = request.method == "POST" and path in RESULTS
-        task_id = None if posted else requested_id(request.raw_path)
+        is_poll = not posted and not path.startswith(FILES)
+        task_id = requested_id(request.raw_path) if is_poll else None
         body = await read_body(request) if request.can_read_body else b""
         now = self._now()
         due = self._due(request, path, task_id, body, now)
-        keys = (f"POST {path}", "POST") if posted else (task_id, None)
-        fault = self._faults.take(keys)
+        fault = self._faults.take(f"{request.method} {path}", task_id, is_poll=is_poll)
         if task_id is not None:
             self._tasks.count_request(task_id)
         status: int | None = due.status
         if fault is not None:
             status = fault._status_sent(due.status)  # noqa: SLF001 -- one kit
-        self._log.add(RequestRecord(task_id, now, request.headers, status, request.method, path))
+        self._log.add(
+            RequestRecord(task_id, now, request.headers, status, request.method, path, query)
+        )
         if self._delay is not None:
             await asyncio.sleep(self._delay(self._random))
         if fault is None:
@@ -488,6 +527,8 @@ class TaskServer:
     def _due(
         self, request: web.BaseRequest, path: str, task_id: str | None, body: bytes, now: float
     ) -> Reply:
+        if path.startswith(FILES):
+            return self._files.reply(request, path)
         if (refused := self._checks.refuse(request, path, task_id, now)) is not None:
             return refused
         if path in RESULTS:

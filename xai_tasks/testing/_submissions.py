@@ -24,10 +24,11 @@ from xai_tasks.testing._lifecycle import (
 from xai_tasks.testing._tasks import TaskBook
 
 RESULTS: dict[str, Callable[[str], Any]] = {
-    "/xai/images": lambda task_id: {"imageUrls": [f"https://images.invalid/{task_id}.png"]},
-    "/xai/videos": lambda task_id: {"videoUrl": f"https://videos.invalid/{task_id}.mp4"},
+    "/xai/images": lambda file: {"imageUrls": [f"{file}.png"]},
+    "/xai/videos": lambda file: {"videoUrl": f"{file}.mp4"},
 }
-"""The routes that take submissions, and the result of a task of each where `accept` names none."""
+"""The routes that take submissions, and the result of a task of each where `accept` names none:
+made of the URL of the task's files, without their extension."""
 
 _STEPS: Steps = (("pending", 0.1), ("processing", 0.4))
 
@@ -42,11 +43,13 @@ class Submissions:
 
     Args:
         tasks: where the tasks are added.
+        files: returns the URL under which their files are.
 
     """
 
-    def __init__(self, tasks: TaskBook) -> None:
+    def __init__(self, tasks: TaskBook, files: Callable[[], str]) -> None:
         self._tasks = tasks
+        self._files = files
         self._lock = threading.Lock()
         self._bodies: list[dict[str, Any]] = []
         self._random = Random(0)
@@ -87,7 +90,7 @@ class Submissions:
         with self._lock:
             self._bodies.append(job)
             task_id = f"submitted-{len(self._bodies)}"
-        ending = ending_of(RESULTS[path](task_id)) if self._ending is None else self._ending
+        ending = self._ending or ending_of(RESULTS[path](self._files() + task_id))
         self._tasks.add(task_id, Lifecycle(now, self._steps(), ending))
         return Reply(200, json.dumps({"taskId": task_id}).encode())
 

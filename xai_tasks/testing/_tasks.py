@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from random import Random
 from typing import Any, overload
+from urllib.parse import quote
 
 from xai_tasks.testing._durations import Duration
 from xai_tasks.testing._lifecycle import Dated, Lifecycle, ending_of, in_two_steps
@@ -26,7 +27,8 @@ class MadeUpTasks(Sequence[str]):
         created: when they were created, in seconds of the server's clock.
         duration: how long each takes.
         failed: the share that fails, 0 to 1.
-        result: the result of each that completes; None: a made-up video URL.
+        result: the result of each that completes; None: the URL of a video under `files`.
+        files: a URL that ends in `/`.
         random: the generator for durations and failures.
 
     """
@@ -42,6 +44,7 @@ class MadeUpTasks(Sequence[str]):
         duration: Duration,
         failed: float,
         result: Any,
+        files: str,
         random: Random,
     ) -> None:
         self._prefix = prefix
@@ -50,7 +53,7 @@ class MadeUpTasks(Sequence[str]):
         self._fails = bytearray(random.random() < failed for _ in range(n))
         self._ending = None if result is None else ending_of(result)
         # Cut before the id's number, so that an answer needs no JSON encoder.
-        self._video = ending_of({"videoUrl": f"https://videos.invalid/{prefix}-"})[: -len('"}')]
+        self._video = ending_of({"videoUrl": f"{files}{quote(prefix)}-"})[: -len('"}')]
         self.counts = array("L", bytes(n * array("L").itemsize))
         """Requests received for each."""
 
@@ -131,6 +134,10 @@ class TaskBook:
                 raise KeyError(task_id)
             return made_up.lifecycle(index)
         return task
+
+    def knows(self, task_id: str) -> bool:
+        """Return whether there is a task of that id."""
+        return task_id in self._tasks or self._find_made_up(task_id)[0] is not None
 
     def answer(self, task_id: str, now: float, dated: Dated) -> bytes:
         """Return the answer about a task, as `Lifecycle.answer` does.
