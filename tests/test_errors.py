@@ -25,12 +25,14 @@ from xai_tasks import (
     PermissionDeniedError,
     RateLimitError,
     ServerError,
+    SubmissionUncertainError,
     TaskCancelledError,
     TaskError,
     TaskFailedError,
     TaskResult,
     TaskStatus,
     TaskTimedOutError,
+    VideoRequest,
     WaitTimeoutError,
     XaiTasksError,
 )
@@ -53,6 +55,9 @@ ERRORS = [
     APIConnectionError("refused", task_id="a"),
     APITimeoutError("no whole answer within 3 s", task_id="a"),
     APIResponseValidationError("no JSON", task_id="a", status_code=200, body="<html>"),
+    SubmissionUncertainError(
+        VideoRequest("a cat"), APITimeoutError("no whole answer within 3 s", task_id="")
+    ),
     APIStatusError("HTTP 302", task_id="a", status_code=302),
     BadRequestError("HTTP 400", task_id="a", status_code=400),
     AuthenticationError("HTTP 401", task_id="a", status_code=401, body="{}", message="who?"),
@@ -77,6 +82,7 @@ BASES = {
     APIConnectionError: (APIError,),
     APITimeoutError: (APIConnectionError, TimeoutError),
     APIResponseValidationError: (APIError,),
+    SubmissionUncertainError: (APIError,),
     APIStatusError: (APIError,),
     BadRequestError: (APIStatusError,),
     AuthenticationError: (APIStatusError,),

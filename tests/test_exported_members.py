@@ -13,10 +13,10 @@ import xai_tasks
 
 CONTRACT = """
     APIConnectionError APIError APIResponseValidationError APIStatusError APITimeoutError AuthenticationError
-    BadRequestError ClientClosedError ClientStats ConfigurationError InvalidTaskIdError NotFoundError Outcome
+    BadRequestError ClientClosedError ClientStats ConfigurationError ImageRequest InvalidTaskIdError NotFoundError Outcome
     OutcomeStream PaymentRequiredError PermissionDeniedError PollPolicy RateLimitError RetryPolicy ServerError
-    TaskCancelledError TaskClient TaskError TaskFailedError TaskResult TaskStatus TaskTimedOutError WaitTimeoutError
-    XaiTasksError __version__ wait_adaptive
+    SubmissionUncertainError TaskCancelledError TaskClient TaskError TaskFailedError TaskResult TaskStatus TaskTimedOutError
+    VideoRequest WaitTimeoutError XaiTasksError __version__ wait_adaptive
 """.split()
 
 PUBLIC = [(name, getattr(xai_tasks, name)) for name in xai_tasks.__all__ if name != "__version__"]

@@ -19,6 +19,7 @@ from xai_tasks._errors import (
     PermissionDeniedError,
     RateLimitError,
     ServerError,
+    SubmissionUncertainError,
     TaskCancelledError,
     TaskError,
     TaskFailedError,
@@ -29,6 +30,7 @@ from xai_tasks._errors import (
 from xai_tasks._learning.adaptive import wait_adaptive
 from xai_tasks._models import ClientStats, Outcome, TaskResult, TaskStatus
 from xai_tasks._policies import PollPolicy, RetryPolicy
+from xai_tasks._requests import ImageRequest, VideoRequest
 from xai_tasks._streams import OutcomeStream
 from xai_tasks._version import __version__
 
@@ -43,6 +45,7 @@ __all__ = [
     "ClientClosedError",
     "ClientStats",
     "ConfigurationError",
+    "ImageRequest",
     "InvalidTaskIdError",
     "NotFoundError",
     "Outcome",
@@ -53,6 +56,7 @@ __all__ = [
     "RateLimitError",
     "RetryPolicy",
     "ServerError",
+    "SubmissionUncertainError",
     "TaskCancelledError",
     "TaskClient",
     "TaskError",
@@ -60,6 +64,7 @@ __all__ = [
     "TaskResult",
     "TaskStatus",
     "TaskTimedOutError",
+    "VideoRequest",
     "WaitTimeoutError",
     "XaiTasksError",
     "__version__",

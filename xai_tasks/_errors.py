@@ -8,6 +8,7 @@ XaiTasksError
 │   ├── APIConnectionError
 │   │   └── APITimeoutError(TimeoutError)
 │   ├── APIResponseValidationError
+│   ├── SubmissionUncertainError
 │   └── APIStatusError
 │       ├── BadRequestError              400, 422
 │       ├── AuthenticationError          401
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from xai_tasks._models import TaskResult
+    from xai_tasks._requests import Request
 
 
 def printable(text: str, limit: int = 500) -> str:
@@ -80,7 +82,7 @@ class APIError(XaiTasksError):
     """A request did not bring a usable answer.
 
     Attributes:
-        task_id: the id that was asked for.
+        task_id: the id that was asked for; "" for a submission, which has none yet.
 
     """
 
@@ -91,7 +93,8 @@ class APIError(XaiTasksError):
         self.task_id = task_id
 
     def __str__(self) -> str:
-        return f"task {printable(self.task_id)!r}: {self.args[0]}"
+        subject = f"task {printable(self.task_id)!r}" if self.task_id else "submission"
+        return f"{subject}: {self.args[0]}"
 
     def for_task(self, task_id: str) -> Self:
         """Give the same error said of `task_id`: an outage met by one poll ends the waits for other ids too."""
@@ -124,6 +127,30 @@ class APIResponseValidationError(APIError):
         super().__init__(detail, task_id=task_id)
         self.status_code = status_code
         self.body = body
+
+
+class SubmissionUncertainError(APIError):
+    """A request was sent, and no clear answer came: the task may or may not exist.
+
+    It is not sent again, because a second task would cost money. Check the account first.
+
+    Attributes:
+        request: what was submitted.
+        cause: what happened in place of a clear answer.
+
+    """
+
+    request: Request
+    cause: APIError
+
+    def __init__(self, request: Request, cause: APIError) -> None:
+        super().__init__(
+            f"{type(request).__name__}({printable(request.prompt, 60)!r}) was sent and may have been "
+            f"accepted: {cause.args[0]}; check the account before you submit it again",
+            task_id="",
+        )
+        self.request = request
+        self.cause = cause
 
 
 class APIStatusError(APIError):

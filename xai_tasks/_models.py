@@ -18,6 +18,7 @@ from xai_tasks._errors import (
     XaiTasksError,
     printable,
 )
+from xai_tasks._requests import Request
 
 try:
     import orjson
@@ -144,6 +145,8 @@ class Outcome:
     """The ended task; also there, beside a `TaskError`, if it ended otherwise than completed."""
     error: XaiTasksError | None = field(default=None, eq=False)
     """None if the task completed."""
+    request: Request | None = None
+    """The request, where the input held one in place of an id."""
 
     @property
     def ok(self) -> bool:
