@@ -1,10 +1,10 @@
-"""Tasks in an aiohttp.web app: one look, a long poll, server-sent events, and a live page of many tasks.
+"""Tasks in an aiohttp.web app: one request, a long poll, events, and a live page of many tasks.
 
 In a clone of xai_tasks:              pip install .
 Beside this file and live_page.html:  python aiohttp_app.py
 
-Then open http://127.0.0.1:8080/; PORT chooses another port. MOUNTSEA_API_KEY holds the key; MOUNTSEA_BASE_URL, if
-set, says where the API is.
+Then open http://127.0.0.1:8080/. PORT sets another port. MOUNTSEA_API_KEY holds the key.
+MOUNTSEA_BASE_URL, if set, is the API's URL.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from xai_tasks import (
 CLIENT = web.AppKey("client", TaskClient)
 
 HEARTBEAT = 15.0
-"""Seconds after which a stream sends a comment, so that no proxy takes it for dead."""
+"""Seconds after which a stream sends a comment, so that no proxy cuts it as idle."""
 
 MAX_IDS = 100
-"""Ids in one stream: they stand in its URL, which servers and proxies take up to 8 KB of."""
+"""Ids in one stream: they are in its URL, and servers and proxies accept about 8 KB of that."""
 
 PAGE = Path(__file__).with_name("live_page.html")
 
@@ -49,14 +49,14 @@ routes = web.RouteTableDef()
 
 
 async def task_client(app: web.Application) -> AsyncIterator[None]:
-    """Have one client for the whole process: all requests share its polls, connections and rate limit."""
+    """Make one client for the process: all requests share its polls, connections and rate limit."""
     async with TaskClient() as client:
         app[CLIENT] = client
         yield
 
 
-async def give_up_waits(app: web.Application) -> None:
-    """End open streams and long polls as the server begins to stop, which would wait for them otherwise."""
+async def close_client(app: web.Application) -> None:
+    """End open streams and long polls when the server begins to stop, so that it need not wait."""
     await app[CLIENT].close()
 
 
@@ -65,19 +65,20 @@ async def page(request: web.Request) -> web.StreamResponse:
     return web.FileResponse(PAGE)
 
 
-# The router matches the path before it is decoded: ids may hold anything, as long as "/" comes as "%2F".
+# The router matches the path before it decodes it: an id may contain a slash, sent as "%2F".
 @routes.get("/tasks/{task_id:[^/]+}")
-async def look(request: web.Request) -> web.StreamResponse:
-    """Answer with the task as it stands."""
+async def get_task(request: web.Request) -> web.StreamResponse:
+    """Return the task as it is now."""
     task_id = request.match_info["task_id"]
     return web.json_response(as_json(task_id, await request.app[CLIENT].get(task_id)))
 
 
 @routes.get("/tasks/{task_id:[^/]+}/wait")
 async def wait(request: web.Request) -> web.StreamResponse:
-    """Answer once the task has ended; after `timeout` seconds with 202 and its last status: ask again.
+    """Return the task once it has ended.
 
-    If the client hangs up, aiohttp cancels this handler (see `handler_cancellation` below), and so its wait.
+    After `timeout` seconds, return 202 and its last status: the client asks again. If the client
+    disconnects, aiohttp cancels this handler (see `handler_cancellation` below), and so its wait.
     """
     task_id = request.match_info["task_id"]
     try:
@@ -99,15 +100,15 @@ async def wait(request: web.Request) -> web.StreamResponse:
 
 @routes.get("/tasks/{task_id:[^/]+}/events")
 async def events(request: web.Request) -> web.StreamResponse:
-    """Send each change of the task's status, up to its end."""
+    """Send each change of the task's status until it ends."""
     return await stream(request, [request.match_info["task_id"]])
 
 
 @routes.get("/events")
 async def events_of_many(request: web.Request) -> web.StreamResponse:
-    """Send the changes of all tasks named by `?id=...&id=...`, up to the end of the last one.
+    """Send the changes of all tasks in `?id=...&id=...` until the last one has ended.
 
-    One stream for many, since a browser opens no more than six connections to a server.
+    One stream for many, because a browser opens at most six connections to a server.
     """
     task_ids = dict.fromkeys(request.query.getall("id", []))
     if not 1 <= len(task_ids) <= MAX_IDS or "" in task_ids:
@@ -116,7 +117,7 @@ async def events_of_many(request: web.Request) -> web.StreamResponse:
 
 
 async def stream(request: web.Request, task_ids: Iterable[str]) -> web.StreamResponse:
-    """Send the changes of tasks as server-sent events. A client that goes away has this cancelled."""
+    """Send the changes of tasks as server-sent events. aiohttp cancels it if the client leaves."""
     client = request.app[CLIENT]
     response = web.StreamResponse(
         headers={
@@ -136,7 +137,7 @@ async def stream(request: web.Request, task_ids: Iterable[str]) -> web.StreamRes
                 async for task in changes:
                     await send("task", as_json(task_id, task))
         except ClientClosedError:
-            pass  # the server stops: the stream just ends, and whoever reads it comes back
+            pass  # the server stops: the stream ends, and the browser connects again
         except XaiTasksError as error:
             status, detail = problem(error)
             await send("problem", {"taskId": task_id, "status": status, "detail": detail})
@@ -154,7 +155,7 @@ async def stream(request: web.Request, task_ids: Iterable[str]) -> web.StreamRes
                     followers.create_task(follow(task_id))
             beating.cancel()
     except* ConnectionResetError:
-        pass  # written to a client that had gone a moment before
+        pass  # the client had just disconnected
     return response
 
 
@@ -170,18 +171,18 @@ def as_json(task_id: str, task: TaskResult) -> dict[str, Any]:
 
 
 def problem(error: XaiTasksError) -> tuple[int, str]:
-    """Choose the HTTP status for an error, and words that tell nothing of the key or the account: the log has those."""
+    """Choose a status and a message that reveal nothing of the key or the account; log the rest."""
     match error:
         case NotFoundError():
             return 404, "there is no such task"
         case InvalidTaskIdError() | BadRequestError():
-            return 422, "this is no task id"
+            return 422, "this is not a task id"
         case RateLimitError() | ClientClosedError():
             return 503, "too busy, try again later"
         case WaitTimeoutError() | APITimeoutError():
             return 504, "the task service did not answer in time"
     logger.error("%s: %s", type(error).__name__, error)
-    return 502, "the task service can't be used at the moment"
+    return 502, "the task service cannot be used at the moment"
 
 
 @web.middleware
@@ -202,7 +203,7 @@ def make_app() -> web.Application:
     app = web.Application(middlewares=[errors])
     app.add_routes(routes)
     app.cleanup_ctx.append(task_client)
-    app.on_shutdown.append(give_up_waits)
+    app.on_shutdown.append(close_client)
     return app
 
 

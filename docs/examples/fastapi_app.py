@@ -1,9 +1,9 @@
-"""Tasks in a FastAPI app: one look, a long poll, server-sent events.
+"""Tasks in a FastAPI app: one request, a long poll, server-sent events.
 
 In a clone of xai_tasks:    pip install . 'fastapi>=0.135' uvicorn
 Beside this file:           uvicorn fastapi_app:app --timeout-graceful-shutdown 5
 
-MOUNTSEA_API_KEY holds the key; MOUNTSEA_BASE_URL, if set, says where the API is.
+MOUNTSEA_API_KEY holds the key. MOUNTSEA_BASE_URL, if set, is the API's URL.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    """Have one client for the whole process: all requests share its polls, connections and rate limit."""
+    """Make one client for the process: all requests share its polls, connections and rate limit."""
     async with TaskClient() as client:
         yield {"client": client}
 
@@ -55,7 +55,7 @@ Client = Annotated[TaskClient, Depends(task_client)]
 app = FastAPI(lifespan=lifespan)
 
 
-# `:path` lets ids hold slashes. The longer paths come first, or the last one would take them for ids.
+# `:path` lets ids contain slashes. The longer paths come first, or the last would match them.
 @app.get("/tasks/{task_id:path}/wait")
 async def wait(
     task_id: str,
@@ -64,7 +64,10 @@ async def wait(
     response: Response,
     timeout: Annotated[float, Query(gt=0, le=60, description="seconds")] = 30,
 ) -> dict[str, Any]:
-    """Answer once the task has ended; after `timeout` with 202 and its last status: ask again."""
+    """Return the task once it has ended.
+
+    After `timeout` seconds, return 202 and its last status: the client asks again.
+    """
     waiting = client.wait(task_id, timeout=timeout, check=False)
     try:
         return as_json(task_id, await unless_gone(request, waiting))
@@ -77,7 +80,7 @@ async def wait(
 
 @app.get("/tasks/{task_id:path}/events", response_class=EventSourceResponse)
 async def events(task_id: str, client: Client) -> AsyncIterator[ServerSentEvent]:
-    """Send each change of the task's status, up to its end. FastAPI keeps the line busy in between."""
+    """Send each change of the task's status until it ends. FastAPI sends comments in between."""
     try:
         async with client.watch(task_id, timeout=None) as changes:
             async for task in changes:
@@ -90,8 +93,8 @@ async def events(task_id: str, client: Client) -> AsyncIterator[ServerSentEvent]
 
 
 @app.get("/tasks/{task_id:path}")
-async def look(task_id: str, client: Client) -> dict[str, Any]:
-    """Answer with the task as it stands."""
+async def get_task(task_id: str, client: Client) -> dict[str, Any]:
+    """Return the task as it is now."""
     return as_json(task_id, await client.get(task_id))
 
 
@@ -107,7 +110,10 @@ def as_json(task_id: str, task: TaskResult) -> dict[str, Any]:
 
 
 async def unless_gone(request: Request, waiting: Coroutine[Any, Any, T]) -> T:
-    """Await `waiting`, and give it up if the client hangs up first: ASGI servers cancel no handler for that."""
+    """Await `waiting`, and cancel it if the client disconnects first.
+
+    An ASGI server does not cancel the handler of a client that has gone.
+    """
 
     async def hung_up() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -126,18 +132,18 @@ async def unless_gone(request: Request, waiting: Coroutine[Any, Any, T]) -> T:
 
 
 def problem(error: XaiTasksError) -> tuple[int, str]:
-    """Choose the HTTP status for an error, and words that tell nothing of the key or the account: the log has those."""
+    """Choose a status and a message that reveal nothing of the key or the account; log the rest."""
     match error:
         case NotFoundError():
             return 404, "there is no such task"
         case InvalidTaskIdError() | BadRequestError():
-            return 422, "this is no task id"
+            return 422, "this is not a task id"
         case RateLimitError() | ClientClosedError():
             return 503, "too busy, try again later"
         case WaitTimeoutError() | APITimeoutError():
             return 504, "the task service did not answer in time"
     logger.error("%s: %s", type(error).__name__, error)
-    return 502, "the task service can't be used at the moment"
+    return 502, "the task service cannot be used at the moment"
 
 
 @app.exception_handler(XaiTasksError)
@@ -153,6 +159,4 @@ async def on_error(request: Request, error: XaiTasksError) -> JSONResponse:
 
 @app.exception_handler(ClientDisconnect)
 async def on_hang_up(request: Request, error: ClientDisconnect) -> Response:
-    return Response(
-        status_code=499
-    )  # nobody reads it; access logs know it as "client closed request"
+    return Response(status_code=499)  # for the access log: "client closed request"

@@ -1,9 +1,9 @@
-"""Tasks in a Litestar app: one look, a long poll, server-sent events.
+"""Tasks in a Litestar app: one request, a long poll, server-sent events.
 
 In a clone of xai_tasks:    pip install . 'litestar>=2.23' uvicorn
 Beside this file:           uvicorn litestar_app:app --timeout-graceful-shutdown 5
 
-MOUNTSEA_API_KEY holds the key; MOUNTSEA_BASE_URL, if set, says where the API is.
+MOUNTSEA_API_KEY holds the key. MOUNTSEA_BASE_URL, if set, is the API's URL.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from xai_tasks import (
 T = TypeVar("T")
 
 HEARTBEAT = 15.0
-"""Seconds of silence after which a stream sends a comment, so that no proxy takes it for dead."""
+"""Seconds of silence after which a stream sends a comment, so that no proxy cuts it as idle."""
 
 logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
 async def lifespan(app: Litestar) -> AsyncIterator[None]:
-    """Have one client for the whole process: all requests share its polls, connections and rate limit."""
+    """Make one client for the process: all requests share its polls, connections and rate limit."""
     async with TaskClient() as client:
         app.state.client = client
         yield
@@ -59,10 +59,10 @@ def task_client(state: State) -> TaskClient:
 Client = NamedDependency[TaskClient]
 
 
-# Litestar decodes the path before it parts it: an id with a slash in it meets no route.
+# Litestar decodes the path before it splits it: an id with a slash matches no route.
 @get("/tasks/{task_id:str}")
-async def look(task_id: FromPath[str], client: Client) -> dict[str, Any]:
-    """Answer with the task as it stands."""
+async def get_task(task_id: FromPath[str], client: Client) -> dict[str, Any]:
+    """Return the task as it is now."""
     return as_json(task_id, await client.get(task_id))
 
 
@@ -73,7 +73,10 @@ async def wait(
     request: Request[Any, Any, Any],
     timeout: Annotated[float, QueryParameter(gt=0, le=60, description="seconds")] = 30.0,
 ) -> Response[dict[str, Any]]:
-    """Answer once the task has ended; after `timeout` with 202 and its last status: ask again."""
+    """Return the task once it has ended.
+
+    After `timeout` seconds, return 202 and its last status: the client asks again.
+    """
     waiting = client.wait(task_id, timeout=timeout, check=False)
     try:
         return Response(as_json(task_id, await unless_gone(request, waiting)))
@@ -85,7 +88,7 @@ async def wait(
 
 @get("/tasks/{task_id:str}/events")
 async def events(task_id: FromPath[str], client: Client) -> ServerSentEvent:
-    """Send each change of the task's status, up to its end."""
+    """Send each change of the task's status until it ends."""
     return ServerSentEvent(changes(client, task_id))
 
 
@@ -125,11 +128,14 @@ def as_json(task_id: str, task: TaskResult) -> dict[str, Any]:
 
 
 class HungUpError(Exception):
-    """The client went away before its answer."""
+    """The client disconnected before its answer."""
 
 
 async def unless_gone(request: Request[Any, Any, Any], waiting: Coroutine[Any, Any, T]) -> T:
-    """Await `waiting`, and give it up if the client hangs up first: ASGI servers cancel no handler for that."""
+    """Await `waiting`, and cancel it if the client disconnects first.
+
+    An ASGI server does not cancel the handler of a client that has gone.
+    """
 
     async def hung_up() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -148,18 +154,18 @@ async def unless_gone(request: Request[Any, Any, Any], waiting: Coroutine[Any, A
 
 
 def problem(error: XaiTasksError) -> tuple[int, str]:
-    """Choose the HTTP status for an error, and words that tell nothing of the key or the account: the log has those."""
+    """Choose a status and a message that reveal nothing of the key or the account; log the rest."""
     match error:
         case NotFoundError():
             return 404, "there is no such task"
         case InvalidTaskIdError() | BadRequestError():
-            return 422, "this is no task id"
+            return 422, "this is not a task id"
         case RateLimitError() | ClientClosedError():
             return 503, "too busy, try again later"
         case WaitTimeoutError() | APITimeoutError():
             return 504, "the task service did not answer in time"
     logger.error("%s: %s", type(error).__name__, error)
-    return 502, "the task service can't be used at the moment"
+    return 502, "the task service cannot be used at the moment"
 
 
 def on_error(request: Request[Any, Any, Any], error: XaiTasksError) -> Response[dict[str, str]]:
@@ -173,13 +179,11 @@ def on_error(request: Request[Any, Any, Any], error: XaiTasksError) -> Response[
 
 
 def on_hang_up(request: Request[Any, Any, Any], error: HungUpError) -> Response[None]:
-    return Response(
-        None, status_code=499
-    )  # nobody reads it; access logs know it as "client closed request"
+    return Response(None, status_code=499)  # for the access log: "client closed request"
 
 
 app = Litestar(
-    route_handlers=[look, wait, events],
+    route_handlers=[get_task, wait, events],
     dependencies={"client": Provide(task_client, sync_to_thread=False)},
     exception_handlers={XaiTasksError: on_error, HungUpError: on_hang_up},
     lifespan=[lifespan],

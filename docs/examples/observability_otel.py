@@ -1,10 +1,11 @@
-"""OpenTelemetry for a `TaskClient`: a span for each wait, the spans of its requests under it, and metrics.
+"""OpenTelemetry for a `TaskClient`: a span for each wait with those of its requests, and metrics.
 
-In a clone of xai_tasks:    pip install '.[otel]' opentelemetry-sdk opentelemetry-instrumentation-aiohttp-client
+In a clone of xai_tasks:    pip install '.[otel]' opentelemetry-sdk
+                            pip install opentelemetry-instrumentation-aiohttp-client
 Beside this file:           python observability_otel.py TASK-ID...
 
-MOUNTSEA_API_KEY holds the key; MOUNTSEA_BASE_URL, if set, says where the API is. Spans and metrics are printed. In a program that
-has set up no SDK, and where `opentelemetry-api` is not installed, a `Telemetry` does nothing but wait.
+MOUNTSEA_API_KEY holds the key. MOUNTSEA_BASE_URL, if set, is the API's URL. Spans and metrics are
+printed. Without an SDK, or without `opentelemetry-api`, a `Telemetry` only waits.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from xai_tasks import TaskClient, TaskError, TaskResult
 
 
 def optional(module: str) -> Any:
-    """Import a module that need not be installed; None if it is not."""
+    """Import an optional module; return None if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -49,13 +50,13 @@ _attached: ContextVar[Token[Any] | None] = ContextVar("attached", default=None)
 
 
 class Telemetry:
-    """Traces and meters waits; one for a program, whatever the number of its clients."""
+    """Traces and meters waits. One for a program, whatever the number of its clients."""
 
     def __init__(self, tracer_provider: Any = None, meter_provider: Any = None) -> None:
-        """Tell the given providers, or the program's own."""
+        """Use the given providers, or the program's own."""
         self._providers = {"tracer_provider": tracer_provider, "meter_provider": meter_provider}
         self._contexts: dict[str, list[Any]] = {}
-        """By id, that of each wait for it, the oldest first."""
+        """The contexts of the waits for each id, the oldest first."""
         self._clients: WeakKeyDictionary[TaskClient, dict[str, str]] = WeakKeyDictionary()
         if trace is None:
             return
@@ -80,10 +81,10 @@ class Telemetry:
         )
 
     def session(self) -> aiohttp.ClientSession:
-        """Make a session to lend to clients, whose requests have spans under those of the waits."""
+        """Build a session to lend to clients; its requests have spans below those of the waits."""
         configs = []
         if instrumentation is not None:
-            # Between the two, or the instrumentation would find, and leave behind, the wrong context.
+            # Between the two, or the instrumentation would find, and leave, the wrong context.
             enter, leave = aiohttp.TraceConfig(), aiohttp.TraceConfig()
             enter.on_request_start.append(self._enter)
             leave.on_request_end.append(self._leave)
@@ -95,12 +96,12 @@ class Telemetry:
             trace_configs=configs,
         )
         if instrumentation is not None:
-            # Where all sessions are instrumented, each request would have a second span, under nothing.
+            # If all sessions are instrumented, each request gets a second span, without a parent.
             instrumentation.AioHttpClientInstrumentor.uninstrument_session(session)
         return session
 
     def observe(self, client: TaskClient, /, **attributes: str) -> None:
-        """Put a client's `stats` into the metrics, told apart from other clients' by `attributes`."""
+        """Report a client's `stats` as metrics, with `attributes` to tell clients apart."""
         self._clients[client] = attributes
 
     async def wait(self, client: TaskClient, task_id: str, **options: Any) -> TaskResult:
@@ -109,7 +110,8 @@ class Telemetry:
             return await client.wait(task_id, **options)
         began = datetime.now(UTC)
         contexts = self._contexts.setdefault(task_id, [])
-        # Waits for one id share its requests: these go under the oldest, which the others point to.
+        # Waits for one id share its requests: the oldest wait's span is their parent, and the
+        # other waits link to it.
         links = [
             trace.Link(trace.get_current_span(oldest).get_span_context()) for oldest in contexts[:1]
         ]
@@ -137,9 +139,7 @@ class Telemetry:
 
     def _ended(self, span: Any, task: TaskResult, began: datetime) -> None:
         span.set_attribute("xai_tasks.status", task.status.value)
-        if (
-            task.finished_at is not None and task.finished_at >= began
-        ):  # not ended long before anybody asked
+        if task.finished_at is not None and task.finished_at >= began:  # it ended during this wait
             self._noticed_after.record((datetime.now(UTC) - task.finished_at).total_seconds())
 
     def _reader(self, name: str) -> Any:
@@ -149,7 +149,7 @@ class Telemetry:
 
         return read
 
-    # Polls are made by workers that serve all waits, in a context without a span: it is to be had by the id.
+    # Workers that serve all waits make the polls, in an empty context: find the context by the id.
 
     async def _enter(
         self, session: Any, request: Any, params: aiohttp.TraceRequestStartParams

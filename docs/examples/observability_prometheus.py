@@ -3,8 +3,8 @@
 In a clone of xai_tasks:    pip install . prometheus-client
 Beside this file:           python observability_prometheus.py TASK-ID...
 
-MOUNTSEA_API_KEY holds the key; MOUNTSEA_BASE_URL, if set, says where the API is. The metrics are at http://127.0.0.1:9100/metrics,
-or at the port METRICS_PORT, for as long as it waits.
+MOUNTSEA_API_KEY holds the key. MOUNTSEA_BASE_URL, if set, is the API's URL. The metrics are at
+http://127.0.0.1:9100/metrics, or on the port METRICS_PORT, while it waits.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ GAUGES = {"waiting": "Ids in rotation.", "in_flight": "Requests under way."}
 
 
 class ClientCollector(Collector):
-    """Reads the `stats` of clients whenever Prometheus asks, and costs nothing in between."""
+    """Reads the `stats` of clients when Prometheus scrapes, and costs nothing in between."""
 
     def __init__(self, clients: Mapping[str, TaskClient]) -> None:
-        """Collect from `clients`, by the name that their label `client` is to have; it may change meanwhile."""
+        """Collect from `clients`, by their label `client`. The mapping may change later."""
         self._clients = clients
 
     def collect(self) -> Iterator[Metric]:

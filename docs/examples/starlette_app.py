@@ -1,9 +1,9 @@
-"""Tasks in a Starlette app: one look, a long poll, server-sent events.
+"""Tasks in a Starlette app: one request, a long poll, server-sent events.
 
 In a clone of xai_tasks:    pip install . starlette uvicorn
 Beside this file:           uvicorn starlette_app:app --timeout-graceful-shutdown 5
 
-MOUNTSEA_API_KEY holds the key; MOUNTSEA_BASE_URL, if set, says where the API is.
+MOUNTSEA_API_KEY holds the key. MOUNTSEA_BASE_URL, if set, is the API's URL.
 """
 
 from __future__ import annotations
@@ -37,26 +37,29 @@ from xai_tasks import (
 T = TypeVar("T")
 
 HEARTBEAT = 15.0
-"""Seconds of silence after which a stream sends a comment, so that no proxy takes it for dead."""
+"""Seconds of silence after which a stream sends a comment, so that no proxy cuts it as idle."""
 
 logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
-    """Have one client for the whole process: all requests share its polls, connections and rate limit."""
+    """Make one client for the process: all requests share its polls, connections and rate limit."""
     async with TaskClient() as client:
         yield {"client": client}
 
 
-async def look(request: Request) -> Response:
-    """Answer with the task as it stands."""
+async def get_task(request: Request) -> Response:
+    """Return the task as it is now."""
     task_id = request.path_params["task_id"]
     return JSONResponse(as_json(task_id, await request.state.client.get(task_id)))
 
 
 async def wait(request: Request) -> Response:
-    """Answer once the task has ended; after `timeout` seconds with 202 and its last status: ask again."""
+    """Return the task once it has ended.
+
+    After `timeout` seconds, return 202 and its last status: the client asks again.
+    """
     task_id = request.path_params["task_id"]
     try:
         timeout = float(request.query_params.get("timeout", "30"))
@@ -74,7 +77,7 @@ async def wait(request: Request) -> Response:
 
 
 async def events(request: Request) -> Response:
-    """Send each change of the task's status, up to its end."""
+    """Send each change of the task's status until it ends."""
     return StreamingResponse(
         changes(request.state.client, request.path_params["task_id"]),
         media_type="text/event-stream",
@@ -118,7 +121,10 @@ def as_json(task_id: str, task: TaskResult) -> dict[str, Any]:
 
 
 async def unless_gone(request: Request, waiting: Coroutine[Any, Any, T]) -> T:
-    """Await `waiting`, and give it up if the client hangs up first: ASGI servers cancel no handler for that."""
+    """Await `waiting`, and cancel it if the client disconnects first.
+
+    An ASGI server does not cancel the handler of a client that has gone.
+    """
 
     async def hung_up() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -137,18 +143,18 @@ async def unless_gone(request: Request, waiting: Coroutine[Any, Any, T]) -> T:
 
 
 def problem(error: XaiTasksError) -> tuple[int, str]:
-    """Choose the HTTP status for an error, and words that tell nothing of the key or the account: the log has those."""
+    """Choose a status and a message that reveal nothing of the key or the account; log the rest."""
     match error:
         case NotFoundError():
             return 404, "there is no such task"
         case InvalidTaskIdError() | BadRequestError():
-            return 422, "this is no task id"
+            return 422, "this is not a task id"
         case RateLimitError() | ClientClosedError():
             return 503, "too busy, try again later"
         case WaitTimeoutError() | APITimeoutError():
             return 504, "the task service did not answer in time"
     logger.error("%s: %s", type(error).__name__, error)
-    return 502, "the task service can't be used at the moment"
+    return 502, "the task service cannot be used at the moment"
 
 
 async def on_error(request: Request, error: Exception) -> Response:
@@ -163,17 +169,15 @@ async def on_error(request: Request, error: Exception) -> Response:
 
 
 async def on_hang_up(request: Request, error: Exception) -> Response:
-    return Response(
-        status_code=499
-    )  # nobody reads it; access logs know it as "client closed request"
+    return Response(status_code=499)  # for the access log: "client closed request"
 
 
 app = Starlette(
     routes=[
-        # `:path` lets ids hold slashes. The longer paths come first, or the last one would take them for ids.
+        # `:path` lets ids contain slashes. The longer paths come first, or the last matches all.
         Route("/tasks/{task_id:path}/wait", wait),
         Route("/tasks/{task_id:path}/events", events),
-        Route("/tasks/{task_id:path}", look),
+        Route("/tasks/{task_id:path}", get_task),
     ],
     exception_handlers={XaiTasksError: on_error, ClientDisconnect: on_hang_up},
     lifespan=lifespan,

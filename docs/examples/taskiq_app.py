@@ -19,22 +19,22 @@ from xai_tasks import ClientClosedError, Outcome, TaskClient, WaitTimeoutError
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")
 SLICE = float(os.environ.get("WAIT_SLICE", "60"))
-"""Seconds that one message is worked on. What has not ended by then goes into a new message."""
+"""Seconds of work on one message. What has not ended by then goes into a new message."""
 RESULTS = "xai-tasks:results"
 
 broker = RedisStreamBroker(
     REDIS_URL,
     queue_name="xai-tasks",
-    consumer_id="0",  # from the first message on, also those sent before any worker was there
-    idle_timeout=int(3 * SLICE * 1000),  # only a dead worker holds a message for longer
-    unacknowledged_lock_timeout=30,  # else a worker killed while it claims would lock the others out for ever
-    maxlen=100_000,  # acknowledged messages stay in the stream until newer ones push them out
+    consumer_id="0",  # from the first message on, also those sent before any worker existed
+    idle_timeout=int(3 * SLICE * 1000),  # only a dead worker keeps a message for longer
+    unacknowledged_lock_timeout=30,  # or the lock of a worker killed while it claims stays
+    maxlen=100_000,  # acknowledged messages stay until newer ones push them out
 )
 
 
 @broker.on_event(TaskiqEvents.WORKER_STARTUP)
 async def start(state: TaskiqState) -> None:
-    """Have one client for all waits of this process."""
+    """Make one client for all waits of this process."""
     state.redis = Redis.from_url(REDIS_URL)
     state.client = await TaskClient().__aenter__()
     state.nudging = asyncio.create_task(keep_nudging())
@@ -42,14 +42,17 @@ async def start(state: TaskiqState) -> None:
 
 @broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)
 async def stop(state: TaskiqState) -> None:
-    """End it; waits still open stay unacknowledged, and are taken up by the next worker."""
+    """Close it. Open waits stay unacknowledged, and the next worker continues them."""
     state.nudging.cancel()
     await state.client.close()
     await state.redis.aclose()
 
 
 async def keep_nudging() -> None:
-    """Send a message now and then: the broker looks for those of dead workers only after a new one has come."""
+    """Send an empty message now and then.
+
+    The broker looks for the messages of dead workers only after a new message has arrived.
+    """
     while True:
         await nudge.kiq()
         await asyncio.sleep(SLICE)
@@ -62,12 +65,13 @@ async def nudge() -> None:
 
 @broker.task(ack_type="manual")
 async def wait(
-    task_ids: list[str], give_up_at: float, context: Annotated[Context, TaskiqDepends()]
+    task_ids: list[str], deadline: float, context: Annotated[Context, TaskiqDepends()]
 ) -> None:
-    """Wait for `task_ids` until `give_up_at`, in seconds since 1970, and keep what comes of each in Redis.
+    """Wait for `task_ids` until `deadline`, in Unix time, and keep each result in Redis.
 
-    Its message is acknowledged when all is done or handed on, and only then: killed, shut down or failed in between, be it for a refused
-    key, it is delivered again. So it may run twice: ids that have a result cost no request, and the first result stays.
+    The message is acknowledged only when every id is done or in a new message. If the worker is
+    killed, shut down or fails before that, also because of a refused key, the message is delivered
+    again. So it may run twice: an id with a result costs no request, and the first result stays.
     """
     client, redis = context.state.client, context.state.redis
     known = await redis.hmget(RESULTS, task_ids)
@@ -76,16 +80,16 @@ async def wait(
         async for outcome in outcomes:
             if isinstance(outcome.error, ClientClosedError):
                 raise outcome.error
-            if isinstance(outcome.error, WaitTimeoutError) and time.time() < give_up_at:
+            if isinstance(outcome.error, WaitTimeoutError) and time.time() < deadline:
                 continue
             await redis.hsetnx(RESULTS, outcome.task_id, as_json(outcome))
             waiting.discard(outcome.task_id)
     if waiting:
-        await wait.kiq(sorted(waiting), give_up_at)
+        await wait.kiq(sorted(waiting), deadline)
     await context.ack()
 
 
 def as_json(outcome: Outcome) -> str:
-    """Give what is kept of an outcome."""
+    """Return what is kept of an outcome."""
     task = None if outcome.task is None else dict(outcome.task.raw)
     return json.dumps({"task": task, "error": None if outcome.ok else str(outcome.error)})

@@ -1,9 +1,10 @@
-"""Many tenants in one process, each with a key of its own: a client for each, over one session.
+"""Many tenants in one process, each with its own key: a client for each, over one session.
 
 In a clone of xai_tasks:    pip install .
 Beside this file:           python tenants.py acme=TASK-ID globex=TASK-ID...
 
-MOUNTSEA_API_KEY_ACME holds the key of the tenant acme, and so on; MOUNTSEA_BASE_URL, if set, says where the API is.
+MOUNTSEA_API_KEY_ACME holds the key of the tenant acme, and so on. MOUNTSEA_BASE_URL, if set, is the
+API's URL.
 """
 
 from __future__ import annotations
@@ -25,25 +26,26 @@ from xai_tasks import TaskClient, TaskResult
 
 @dataclass
 class Slot:
-    """A tenant's client, and how many use it now."""
+    """A tenant's client, and the number of its users now."""
 
     client: TaskClient
     users: int = 0
 
 
 class Tenants:
-    """The clients of the tenants seen last; one that nobody has used for longest is closed to make room."""
+    """The clients of the most recent tenants. The least recently used idle one is closed first."""
 
     def __init__(
         self, make: Callable[[str, aiohttp.ClientSession], TaskClient], most: int = 100
     ) -> None:
-        """Have `make` build a tenant's client over the session that it is given; keep `most` of them, 1 or more."""
+        """Keep at most `most` clients, 1 or more; `make` builds one from a tenant and a session."""
         self._make = make
         self._most = most
         self._slots: OrderedDict[str, Slot] = OrderedDict()
 
     async def __aenter__(self) -> Self:
-        # Cookies would be one tenant's at another's request. No limit: waiting in a pool counts as the request's time.
+        # A shared cookie would be sent with another tenant's key. No limit, because the time in
+        # the pool's queue would count towards the request timeout.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
         )
@@ -56,7 +58,7 @@ class Tenants:
 
     @asynccontextmanager
     async def client(self, tenant: str) -> AsyncIterator[TaskClient]:
-        """Lend a tenant's client; it is not closed to make room for others as long as it is lent."""
+        """Lend a tenant's client. It is not closed to make room for others while it is lent."""
         slot = self._slots.get(tenant)
         if slot is None:
             slot = self._slots[tenant] = Slot(self._make(tenant, self._session))
@@ -75,12 +77,12 @@ class Tenants:
 
 
 def key_of(tenant: str) -> str:
-    """Find a tenant's key where yours are kept; asked on first use, and again after a 401."""
+    """Return a tenant's key. Called on first use, and again after a 401."""
     return os.environ[f"MOUNTSEA_API_KEY_{tenant.upper()}"]
 
 
 def make_client(tenant: str, session: aiohttp.ClientSession) -> TaskClient:
-    """Give each tenant a fair part of the process; `rate_limit` could come from its plan."""
+    """Build a client with a fair part of the process; `rate_limit` could come from a plan."""
     return TaskClient(partial(key_of, tenant), session=session, max_concurrency=8, rate_limit=20)
 
 

@@ -2,8 +2,9 @@
 
 python docs/scripts/import_diagram.py
 
-A subpackage is one box. An import that others imply is left out: where a imports b and c, and b imports c, a -> c isn't
-drawn. Every arrow points down; that it can is what import-linter holds.
+A package is one box, which lists its modules. An import that others imply is left out: if a imports
+b and c, and b imports c, then a -> c is not drawn. Every arrow points down, because import-linter
+allows no import upwards.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import textwrap
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 DOCS = Path(__file__).parent.parent
 PACKAGE = DOCS.parent / "xai_tasks"
@@ -22,14 +22,14 @@ PICTURE = DOCS / "_static" / "imports.svg"
 FACADE = PACKAGE.name
 """The box of `__init__.py`."""
 
-BOX, LANE, GAP = (178, 78), 10, 14
-"""In pixels: width and height of a box, width of an arrow that passes by a row, and what lies between."""
-ROW = 112
+BOX, BEND, GAP = (250, 58), 10, 14
+"""In pixels: the size of a box, the width of an arrow that passes a row, and the space between."""
+ROW = 88
 MARGIN = 24
 STYLE = """
 text { font-family: ui-monospace, "DejaVu Sans Mono", monospace; text-anchor: middle; fill: #1f2328 }
 .name { font-size: 14px; font-weight: 600 }
-.says { font-family: system-ui, "DejaVu Sans", sans-serif; font-size: 11px; fill: #59636e }
+.holds { font-family: system-ui, "DejaVu Sans", sans-serif; font-size: 11px; fill: #59636e }
 rect { fill: #f6f8fa; stroke: #818b98 }
 .page { fill: #ffffff; stroke: none }
 .public { fill: #ddf4ff; stroke: #0969da }
@@ -37,15 +37,15 @@ path { fill: none; stroke: #59636e; stroke-width: 1.2 }
 """
 
 HEAD = (
-    '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-    '<path d="M1,1 L7,4 L1,7"/></marker></defs>'
+    '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+    'orient="auto"><path d="M1,1 L7,4 L1,7"/></marker></defs>'
 )
 
 Graph = dict[str, set[str]]
 
 
 def modules() -> dict[str, list[Path]]:
-    """Give the files of each box."""
+    """Return the files of each box."""
     boxes: dict[str, list[Path]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -54,14 +54,11 @@ def modules() -> dict[str, list[Path]]:
 
 
 def imports(boxes: dict[str, list[Path]]) -> Graph:
-    """Give what each box imports of the others at run time."""
+    """Return what each box imports of the others at run time."""
     graph: Graph = {}
     for box, paths in boxes.items():
-        found = {
-            name
-            for path in paths
-            for name in _imported(ast.parse(path.read_text(encoding="utf-8")))
-        }
+        trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
+        found = {name for tree in trees for name in _imported(tree)}
         graph[box] = {name for name in found if name in boxes and name != box}
     return graph
 
@@ -78,22 +75,24 @@ def _imported(node: ast.AST) -> Iterator[str]:
 
 
 def reduced(graph: Graph) -> Graph:
-    """Leave out what is implied."""
+    """Return the graph without the imports that others imply."""
     below: Graph = {}
 
-    def reach(box: str) -> set[str]:
+    def reachable(box: str) -> set[str]:
         if box not in below:
-            below[box] = graph[box].union(*map(reach, graph[box]))
+            below[box] = graph[box].union(*map(reachable, graph[box]))
         return below[box]
 
     return {
-        box: {name for name in names if not any(name in reach(other) for other in names - {name})}
+        box: {
+            name for name in names if not any(name in reachable(other) for other in names - {name})
+        }
         for box, names in graph.items()
     }
 
 
 def rows(graph: Graph) -> list[list[str]]:
-    """Lay the boxes into rows, each as low as its imports allow; the lowest last."""
+    """Return the rows of boxes from the top; each box is as low as its imports allow."""
     height: dict[str, int] = {}
 
     def measure(box: str) -> int:
@@ -106,7 +105,7 @@ def rows(graph: Graph) -> list[list[str]]:
 
 
 class Layout:
-    """Where boxes lie, and the bends of arrows that pass by rows."""
+    """The positions of the boxes, and the bends of arrows that pass rows."""
 
     def __init__(self, graph: Graph) -> None:
         self.rows: list[list[str]] = rows(graph)
@@ -124,25 +123,25 @@ class Layout:
                     self.links.setdefault(under, set()).add(above)
         self.x: dict[str, float] = {}
         for row in self.rows:
-            self._place(row)
+            self._centre(row)
         for turn in range(40):
             for row in self.rows if turn % 2 else reversed(self.rows):
                 row.sort(key=lambda name: (round(self._pull(name), 3), name))
-                self._place(row)
+                self._centre(row)
         left = min(self.x[name] - self.width(name) / 2 for name in self.x)
         self.x = {name: round(x - left + MARGIN, 1) for name, x in self.x.items()}
 
     @staticmethod
     def width(name: str) -> int:
-        """Give the room that a box, or a bend, takes in its row."""
-        return LANE if " > " in name else BOX[0]
+        """Return the width of a box or a bend in its row."""
+        return BEND if " > " in name else BOX[0]
 
     def _pull(self, name: str) -> float:
         linked = [self.x[other] for other in self.links.get(name, ())]
         return sum(linked) / len(linked) if linked else self.x[name]
 
-    def _place(self, row: list[str]) -> None:
-        """Set a row in the middle, in its order."""
+    def _centre(self, row: list[str]) -> None:
+        """Centre a row, in its order."""
         left = -sum(self.width(name) + GAP for name in row) / 2
         for name in row:
             self.x[name] = left + (self.width(name) + GAP) / 2
@@ -150,20 +149,21 @@ class Layout:
 
 
 def picture() -> str:
-    """Give the diagram as SVG."""
+    """Return the diagram as SVG."""
     boxes = modules()
     layout = Layout(reduced(imports(boxes)))
     y = {name: MARGIN + row * ROW for row, names in enumerate(layout.rows) for name in names}
     width = round(max(layout.x[name] + layout.width(name) / 2 for name in layout.x)) + MARGIN
     height = len(layout.rows) * ROW - ROW + BOX[1] + 2 * MARGIN
+    view = f'viewBox="0 0 {width} {height}" width="{width}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {view} role="img">',
         f"<title>The imports of {FACADE}</title>",
         f"<style>{STYLE}</style>",
         HEAD,
         f'<rect class="page" width="{width}" height="{height}"/>',
         *(_arrow([(layout.x[name], y[name]) for name in names]) for names in layout.arrows),
-        *(_box(name, boxes[name][0], layout.x[name], y[name]) for name in sorted(boxes)),
+        *(_box(name, boxes[name], layout.x[name], y[name]) for name in sorted(boxes)),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -180,25 +180,22 @@ def _arrow(points: list[tuple[float, float]]) -> str:
     return f'<path d="{" ".join(path)}" marker-end="url(#head)"/>'
 
 
-def _box(name: str, path: Path, x: float, y: float) -> str:
+def _box(name: str, paths: list[Path], x: float, y: float) -> str:
     kind = "" if name.startswith("_") else ' class="public"'
+    modules = textwrap.wrap(_modules(paths), 40)
+    top = y + BOX[1] / 2 + 5 - 7 * len(modules)
     lines = [
         f'<rect{kind} x="{x - BOX[0] / 2:g}" y="{y:g}" width="{BOX[0]}" height="{BOX[1]}" rx="6"/>',
-        f'<text class="name" x="{x:g}" y="{y + 20:g}">{name}</text>',
+        f'<text class="name" x="{x:g}" y="{top:g}">{name}</text>',
     ]
-    for number, line in enumerate(textwrap.wrap(_summary(path), 28, max_lines=3, placeholder=" …")):
-        lines.append(
-            f'<text class="says" x="{x:g}" y="{y + 38 + 14 * number:g}">{escape(line)}</text>'
-        )
+    for number, line in enumerate(modules):
+        lines.append(f'<text class="holds" x="{x:g}" y="{top + 16 + 14 * number:g}">{line}</text>')
     return "\n".join(lines)
 
 
-def _summary(path: Path) -> str:
-    """Give the first sentence of a module's docstring."""
-    first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition(
-        "\n\n"
-    )[0]
-    return first.replace("\n", " ").replace("`", "").removesuffix(".")
+def _modules(paths: list[Path]) -> str:
+    """Return the names of a package's modules, without those that are private even within it."""
+    return ", ".join(path.stem for path in paths[1:] if not path.stem.startswith("_"))
 
 
 if __name__ == "__main__":

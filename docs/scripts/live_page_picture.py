@@ -1,4 +1,4 @@
-"""Draw docs/_static/live-page.png: the example app's live page in headless Chromium, over a TaskServer.
+"""Draw docs/_static/live-page.png: the example's live page in headless Chromium, on a TaskServer.
 
 python docs/scripts/live_page_picture.py    (needs the extra `test`, chromium and chromedriver)
 """
@@ -23,14 +23,14 @@ DOCS = Path(__file__).parent.parent
 PICTURE = DOCS / "_static" / "live-page.png"
 sys.path.insert(0, str(DOCS / "examples"))
 
-from aiohttp_app import make_app  # noqa: E402 -- it lies among the examples
+from aiohttp_app import make_app  # noqa: E402 -- a file of the examples
 
 HOST = "https://cdn.example.com"
 IDS = [f"{n * 0x9E3779B1 % 2**32:08x}-grok" for n in range(1, 13)]
 
 
 def add_tasks(server: TaskServer) -> None:
-    """Fill the server with tasks at every stage."""
+    """Add tasks at every stage."""
     for n, task_id in enumerate(IDS[:5]):
         name = "videoUrl" if n % 2 else "imageUrls"
         url = (
@@ -48,7 +48,7 @@ def add_tasks(server: TaskServer) -> None:
 
 
 def take(url: str) -> None:
-    """Open the page in a new Chromium, wait until each task has its status, and take its picture."""
+    """Open the page in a new Chromium, wait until each task has a status, and take a picture."""
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium") or "chromium"
@@ -65,12 +65,12 @@ def take(url: str) -> None:
         service = webdriver.ChromeService(shutil.which("chromedriver"))
         browser = webdriver.Chrome(options, service)
         try:
-            # The same picture each time.
+            # So that each run draws the same picture.
             clock = "Date.prototype.toLocaleTimeString = () => '14:03:22'"
             browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": clock})
             browser.get(url)
             WebDriverWait(browser, 20).until(
-                lambda _: "asked for" not in browser.find_element("id", "rows").text
+                lambda _: "requested" not in browser.find_element("id", "rows").text
             )
             browser.set_window_size(
                 980, browser.execute_script("return document.body.scrollHeight") + 110

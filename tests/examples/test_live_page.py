@@ -188,19 +188,19 @@ async def test_the_page_shows_each_status_as_it_changes_and_how_tasks_ended(serv
         "document.querySelector('button').click()"
     )
 
-    await browser.statuses("pending", "given up")
+    await browser.statuses("pending", "no answer")
     assert await browser.text("link") == "live"
     server.advance("done")
-    await browser.statuses("pending", "processing", "given up")
+    await browser.statuses("pending", "processing", "no answer")
     for task_id in ("done", "bad", "plain"):
         server.advance(task_id)
-    await browser.statuses("completed", "failed", "given up")
+    await browser.statuses("completed", "failed", "no answer")
 
     assert await browser.rows() == {
         "done": ("completed", "example.com/v.mp4"),
         "bad": ("failed", "the prompt was refused (40001)"),
         "plain": ("completed", '{"text":"no link"}'),
-        "unknown": ("given up", "there is no such task"),
+        "unknown": ("no answer", "there is no such task"),
     }
     assert (
         await browser.text("totals")
@@ -299,7 +299,7 @@ async def test_the_page_takes_nothing_it_shows_for_html_or_script(server, app, c
     browser = await chromium()
 
     await browser.open(address(app, ids, "/#"))
-    await browser.statuses("completed", "failed", "unknown", "given up")
+    await browser.statuses("completed", "failed", "unknown", "no answer")
 
     assert list(await browser.rows()) == ids
     assert await browser.run("return document.title") == "Tasks"
