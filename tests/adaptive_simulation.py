@@ -1,7 +1,9 @@
-"""Tasks and polls in virtual time: how late ends are noticed and for how many polls, under any tenacity wait strategy.
+"""Simulate tasks and polls in virtual time, under any tenacity wait strategy.
 
-Event-driven and without asyncio: 10,000 tasks take about a second. The look at a task's creation is made under every strategy alike and
-is not counted. Answers arrive at once, so that a fixed interval hits a duration that is a multiple of it exactly.
+Measures how late ends are noticed, and for how many polls. Event-driven, without asyncio: 10,000
+tasks take about a second. The poll at a task's creation is the same under every strategy and is
+not counted. Answers arrive at once, so a fixed interval meets a duration that is a multiple of it
+exactly.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ __all__ = [
 ]
 
 BACKOFF = wait_exponential(multiplier=1, exp_base=1.5, max=10)
-"""What the issue's figures are compared with: 1 s, growing by half to 10 s."""
+"""The backoff that others are compared with: 1 s, growing by half up to 10 s."""
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -58,7 +60,7 @@ DURATIONS: dict[str, Callable[[random.Random, float], float]] = {
     "exponential, mean 45 s": lambda rng, _: rng.expovariate(1 / 45),
     "Pareto, alpha 1.5, from 15 s": lambda rng, _: 15 * rng.paretovariate(1.5),
 }
-"""Seconds that a task takes, given how far through the run it is created, 0 to 1."""
+"""Seconds that a task takes, given how far into the run it is created, 0 to 1."""
 
 
 def durations(name: str, count: int, seed: int) -> list[float]:
@@ -67,7 +69,7 @@ def durations(name: str, count: int, seed: int) -> list[float]:
 
 
 def stream(count: int, rate: float = 1.0) -> list[float]:
-    """Give the times at which tasks are created, `rate` a second."""
+    """Return the times at which tasks are created, `rate` per second."""
     return [number / rate for number in range(count)]
 
 
@@ -98,7 +100,10 @@ class State:
 
 
 class Run(NamedTuple):
-    """What a strategy cost: polls for each task, seconds from its end to the poll that found it, and when every poll was."""
+    """What a strategy cost.
+
+    Polls for each task, seconds from its end to the poll that found it, the times of all polls.
+    """
 
     polls: list[int]
     delays: list[float]
@@ -119,19 +124,19 @@ def simulate(
     created: Sequence[float] | None = None,
     *,
     dates: bool = True,
-    first_look: Sequence[float] | None = None,
+    first_poll: Sequence[float] | None = None,
     skew: float = 0.0,
 ) -> Run:
     """
-    Poll each task until it has ended, and tell `wait`, if it learns, of each.
+    Poll each task until it has ended, and report each end to `wait` if it learns.
 
     Args:
         wait: Any tenacity wait strategy.
         lengths: Seconds that each task takes.
-        created: When each is created, in seconds; None for one a second.
-        dates: Whether the server tells dates, and the time in whole seconds.
-        first_look: The age of each at its first look; None for 0.
-        skew: By how much the server's clock is ahead, in seconds.
+        created: When each is created, in seconds; None for one per second.
+        dates: Whether answers hold dates, and the server's time in whole seconds.
+        first_poll: The age of each at its first poll; None for 0.
+        skew: How far the server's clock is ahead, in seconds.
 
     """
     created = stream(len(lengths)) if created is None else created
@@ -143,7 +148,7 @@ def simulate(
         date = EPOCH + timedelta(seconds=start + skew) if dates else None
         states.append(State(Task(date, None)))
     started = [
-        start + (0.0 if first_look is None else first_look[number])
+        start + (0.0 if first_poll is None else first_poll[number])
         for number, start in enumerate(created)
     ]
     queue = [(time, number) for number, time in enumerate(started)]
@@ -155,7 +160,7 @@ def simulate(
         if state.attempt_number:
             run.polls[number] += 1
             run.times.append(now)
-        if now >= start + length and (state.attempt_number or first_look is not None):
+        if now >= start + length and (state.attempt_number or first_poll is not None):
             run.delays[number] = now - max(start + length, started[number])
             if observe is not None:
                 begin = state.task.created_at
@@ -171,7 +176,7 @@ def simulate(
 
 
 def matching_interval(lengths: Sequence[float], polls: float) -> float:
-    """Give the shortest fixed interval that costs at most `polls` for each task."""
+    """Return the shortest fixed interval that costs at most `polls` for each task."""
     low, high = 0.01, 1000.0
     for _ in range(50):
         middle = math.sqrt(low * high)
@@ -183,7 +188,7 @@ def matching_interval(lengths: Sequence[float], polls: float) -> float:
 
 
 class Comparison(NamedTuple):
-    """The three strategies on the same tasks."""
+    """Three strategies on the same tasks."""
 
     interval: float
     backoff: Run
@@ -191,7 +196,7 @@ class Comparison(NamedTuple):
     adaptive: Run
 
     def ratios(self) -> tuple[float, float, float]:
-        """Give the adaptive polls and delay against the fixed interval's, and the delay against backoff's."""
+        """Return adaptive polls / fixed, adaptive delay / fixed, adaptive delay / backoff."""
         return (
             self.adaptive.mean_polls / self.fixed.mean_polls,
             self.adaptive.mean_delay / self.fixed.mean_delay,
@@ -207,7 +212,10 @@ def compare(
     interval: float | None = None,
     **options: Any,
 ) -> Comparison:
-    """Compare `learner(interval)` with the fixed interval and with backoff; without `interval` with one that costs what backoff does."""
+    """Compare `learner(interval)` with a fixed interval and with backoff.
+
+    Without `interval`, with the fixed interval that costs what backoff does.
+    """
     backoff = simulate(BACKOFF, lengths, created)
     if interval is None:
         interval = matching_interval(lengths, backoff.mean_polls)

@@ -1,7 +1,9 @@
-"""How late ends are noticed, and for how many polls: `wait_adaptive` against a fixed interval and exponential backoff.
+"""How late ends are noticed, and for how many polls.
+
+`wait_adaptive` against a fixed interval and exponential backoff.
 
 Two parts. `simulated`: 10,000 tasks for each spread of durations, in virtual time. `sockets`: a few hundred tasks of a fiftieth of the
-length, by TaskClient and TaskServer over loopback. The look at a task's creation, which all strategies make, is not counted.
+length, by TaskClient and TaskServer over loopback. The poll at a task's creation, which all strategies make, is not counted.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from tenacity import wait_exponential, wait_fixed
 from tenacity.wait import wait_base
 
 from xai_tasks import PollPolicy, TaskClient, wait_adaptive
-from xai_tasks._learning.plan import Curve, LifeTable, Limits, Plan
+from xai_tasks._learning.life_table import LifeTable, distribution_of
+from xai_tasks._learning.plan import Limits, Plan
 from xai_tasks.testing import TaskServer
 
 SEED = 2026
@@ -105,22 +108,23 @@ def run_simulated(count: int, seed: int) -> bool:
 
 
 def _all_known(name: str, lengths: list[float], interval: float) -> str:
-    """Give polls and delay of a plan that knows how durations are spread from 200,000 others, without jitter or anything to learn."""
+    """Return polls and delay of a plan that knows 200,000 durations, without jitter."""
     if name.startswith("doubling"):
         return ""  # known as of when?
     table = LifeTable(interval)
-    masses = [0.0] * (len(table.edges) - 1)
+    pmf = [0.0] * (len(table.edges) - 1)
     for length in durations(name, 200_000, -1):
-        masses[min(bisect.bisect_right(table.edges, length), len(masses)) - 1] += 1 / 200_000
-    plan = Plan(
-        Curve(table, masses, [1.0] + [0.0] * len(masses)), Limits(interval, 0.5, 30.0), None
-    )
+        pmf[min(bisect.bisect_right(table.edges, length), len(pmf)) - 1] += 1 / 200_000
+    known = distribution_of(table, pmf, entered=[1.0] + [0.0] * len(pmf))
+    plan = Plan(known, Limits(interval, 0.5, 30.0), cost_per_poll=None)
     ages = [0.0]
     while ages[-1] < max(lengths):
-        known = ages[-1] < plan.end
-        ages.append(min(ages[-1] + 30, plan.next_poll(ages[-1])) if known else ages[-1] + interval)
+        planned = ages[-1] < plan.end
+        ages.append(
+            min(ages[-1] + 30, plan.next_poll(ages[-1])) if planned else ages[-1] + interval
+        )
     found = [bisect.bisect_left(ages, length) for length in lengths]
-    late = sum(ages[place] - length for place, length in zip(found, lengths, strict=True))
+    late = sum(ages[index] - length for index, length in zip(found, lengths, strict=True))
     return f"{sum(found) / len(lengths):.2f}, {late / len(lengths):.2f}"
 
 
@@ -133,11 +137,11 @@ def _circumstances(count: int, seed: int) -> dict[str, dict]:
         "one task in 100 s": {"created": stream(count, 0.01)},
         "all created at once, nothing known": {"created": at_once},
         "all created at once, the second time": {"created": at_once, "again": True},
-        "first look 0 to 60 s after creation": {
-            "first_look": [rng.uniform(0, 60) for _ in range(count)]
+        "first poll 0 to 60 s after creation": {
+            "first_poll": [rng.uniform(0, 60) for _ in range(count)]
         },
         "the same, server's clock an hour ahead": {
-            "first_look": [rng.uniform(0, 60) for _ in range(count)],
+            "first_poll": [rng.uniform(0, 60) for _ in range(count)],
             "skew": 3600.0,
         },
     }
@@ -205,7 +209,7 @@ async def run_sockets(count: int, seed: int) -> None:
 
 
 async def _wait_for_all(wait: wait_base, lengths: list[float]) -> tuple[float, float]:
-    """Give polls for each task after the first look, and the mean delay in seconds."""
+    """Give polls for each task after the first poll, and the mean delay in seconds."""
     async with (
         TaskServer(api_key="made-up-key") as server,
         TaskClient("made-up-key", base_url=server.url, poll=PollPolicy(wait=wait)) as client,

@@ -1,6 +1,7 @@
 """`wait_adaptive`: a tenacity wait strategy that learns how long tasks take.
 
-It tells how old a task is and what it has already cost; when to poll a task of that age, a `Plan` of `_planning` says.
+It knows a task's age and what the task has cost so far. When to poll a task of that age is up to
+the `Plan`.
 """
 
 from __future__ import annotations
@@ -8,22 +9,25 @@ from __future__ import annotations
 import math
 import random
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from tenacity import RetryCallState
 from tenacity.wait import wait_base
 
-from xai_tasks._learning.plan import MEMORY, LifeTable, Limits, Plan
+from xai_tasks._learning.life_table import MEMORY, LifeTable
+from xai_tasks._learning.plan import Limits, Plan
 
-_FIRST = 10
-"""Ended tasks before the first plan."""
+_FIRST_PLAN = 10
+"""Ended tasks needed for the first plan."""
 _GROWTH = 0.25
-"""The share of new ends among those remembered that makes a new plan worth its while."""
+"""New observations needed for the next plan, relative to the ends remembered."""
 _SURPLUS = 1.5
-"""Polls beyond the plan's own that a task may have had before it is polled no faster than at `interval`."""
+"""Polls above the plan's number after which a task is polled no faster than at `interval`."""
 _TOO_OLD = 10.0
-"""How often the plan's length a task's age by the server's clock may be before the clock is what is doubted."""
+"""An age beyond this many times the plan's length is taken for an error of dates or clocks."""
+_SECOND = 1.0
+"""The resolution of the `Date` header."""
 _UNKNOWN = object()
 
 
@@ -36,25 +40,28 @@ class _Dated(Protocol):
 
 class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its strategies
     """
-    Wait until a poll is most likely to find the task ended; learn that from the tasks that ended before.
+    Wait until a poll is most likely to find the task ended, learned from tasks that ended before.
 
-    Spends no more polls than polling every `interval` seconds would, and finds ends sooner. Until it has seen ten
-    tasks end it waits about `interval`. Each object learns on its own; share one to share what it knows. `TaskClient` tells it of
-    every ended task; in a tenacity loop of your own call `observe`:
+    Spends no more polls than polling every `interval` seconds would, and finds ends sooner.
+    Until it has seen ten tasks end it waits about `interval`. Each object learns on its own;
+    share one to share what it knows. `TaskClient` reports every ended task to it; in a tenacity
+    loop of your own call `observe`:
 
         strategy = wait_adaptive()
         polling = AsyncRetrying(wait=strategy, retry=retry_if_result(lambda task: not task.done))
         task = await polling(client.get, "task-id")
         strategy.observe(task)
 
-    Results may be of any type with `created_at` and `finished_at`; without those a task's age counts from the first look. Not
-    thread-safe: one object belongs to one thread. It pickles, with what it has learned.
+    Results may be of any type with `created_at` and `finished_at`. Without a creation date a
+    task's age counts from its first poll. Not thread-safe: use an object in one thread only. It
+    pickles, with what it has learned.
 
     Args:
-        interval: Seconds. On average no more polls are spent than one every `interval` would be. The default is the upper end
-            of what the documentation of sister services advises to start with, 3 to 5 s.
+        interval: Seconds. On average no more polls are spent than one every `interval` would be.
+            The documentation of sister services advises 3 to 5 s; the default is the upper end.
         minimum: The shortest wait, in seconds, greater than 0 and at most `interval`.
-        maximum: The longest wait, in seconds, at least `interval`: how late a task that fails early is noticed at worst.
+        maximum: The longest wait, in seconds, at least `interval`. At worst a task that fails
+            early is noticed so late.
 
     Raises:
         TypeError: One of them is not a number.
@@ -68,59 +75,67 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
                 raise TypeError(f"{name} must be a number of seconds, not {value!r}")
         if not 0 < minimum <= interval <= maximum < math.inf:
             raise ValueError(
-                "interval, minimum and maximum must be 0 < minimum <= interval <= maximum and finite, "
-                f"not {interval}, {minimum} and {maximum}"
+                "interval, minimum and maximum must be 0 < minimum <= interval <= maximum and "
+                f"finite, not {interval}, {minimum} and {maximum}"
             )
         self.interval: float = float(interval)
         self.minimum: float = float(minimum)
         self.maximum: float = float(maximum)
         self._table = LifeTable(self.interval)
         self._plan: Plan | None = None
-        self._price: float | None = None
+        self._cost_per_poll: float | None = None
         self._waiting = 0
-        self._news = 0
-        self._next_plan = _FIRST
+        self._new_observations = 0
+        self._next_plan = _FIRST_PLAN
+        self._server_ahead: float | None = None
 
     def __repr__(self) -> str:
         return f"wait_adaptive(interval={self.interval}, minimum={self.minimum}, maximum={self.maximum})"
 
     def __call__(self, retry_state: RetryCallState) -> float:
         """
-        Give the seconds to the next poll, `minimum` to `maximum`; at most `interval` after a failed attempt.
+        Return the seconds to the next poll.
 
         Args:
-            retry_state: tenacity's. Where it has a `server_time` (Unix seconds, from the answer's `Date` header) the task's
-                age is told by the server's clock; else by the local one, if that gives an age which is likely;
-                else it counts from the first attempt. `upcoming_sleep` is taken for the time since the attempt before.
+            retry_state: tenacity's. A `server_time` attribute (Unix seconds, from the answer's
+                `Date` header), if there is one, gives the task's age by the server's clock;
+                otherwise the local clock does, if the age is plausible; otherwise the age counts
+                from the first attempt. `upcoming_sleep` is taken for the time since the attempt
+                before.
+
+        Returns:
+            `minimum` to `maximum`; at most `interval` after a failed attempt.
 
         """
-        if self._news >= self._next_plan:
-            self._replan()
+        self._replan_if_due()
         # A loop whose sleep is faked has slept longer than its clock shows.
         elapsed = max(retry_state.seconds_since_start or 0.0, retry_state.idle_for)
-        task = _found(retry_state)
+        task = _result_of(retry_state)
         if task is None:
-            return min(self.interval, self._wait(elapsed, elapsed, retry_state.attempt_number))
+            wait = self._wait(elapsed, elapsed, retry_state.attempt_number)
+            return min(self.interval, wait)
         age = self._age(task, getattr(retry_state, "server_time", None), elapsed)
         if retry_state.attempt_number == 1:
             self._waiting += 1
-            self._table.entered(age)
+            self._table.record_entry(age)
         else:
-            self._table.survived(max(0.0, age - retry_state.upcoming_sleep), age)
+            self._table.record_survival(max(0.0, age - retry_state.upcoming_sleep), age)
         return self._wait(age, elapsed, retry_state.attempt_number)
 
     def observe(self, task: _Dated, *, waited: float | None = None, gap: float = 0.0) -> None:
         """
-        Learn from a task that has ended, in whatever way: how it ended makes no difference.
+        Learn from a task that has ended. How it ended makes no difference.
 
-        One that was never waited for counts too, so that past tasks can be told of before the first poll. A task without
-        dates teaches nothing if it had ended at the first look.
+        A task that was never waited for counts too, so that past tasks can teach before the first
+        poll. A task without dates that had ended at its first poll teaches nothing.
 
         Args:
-            task: The ended task. Its duration is `finished_at - created_at`, where both are there and in order.
-            waited: Seconds from the first look to the one that found it ended, in place of a duration; 0 if the first did. None
-                if unknown.
-            gap: Seconds between the last two looks: the end lies that much or less before `waited`. 0 if unknown.
+            task: The ended task. Its duration is `finished_at - created_at`, where both are
+                there and in order.
+            waited: Seconds from the first poll to the one that found the end, used where there
+                is no duration; 0 if the first poll did. None if unknown.
+            gap: Seconds between the last two polls: the task ended at most so long before
+                `waited`. 0 if unknown.
 
         """
         polled = self._waiting > 0 if waited is None else waited > 0
@@ -128,53 +143,89 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
             self._waiting -= 1
         duration = _duration(task)
         if duration is not None:
-            # On average the look before the end was half a gap before it.
+            # On average the last poll before the end was half a gap before it.
             lead = (gap or self._usual_gap(duration)) / 2
-            self._table.ended(max(0.0, duration - lead) if polled else 0.0, duration, duration)
+            seen = max(0.0, duration - lead) if polled else 0.0
+            self._table.record_end(seen, duration, duration)
         elif waited:
             first = max(0.0, waited - gap)
-            self._table.ended(first, first, waited)
+            self._table.record_end(first, first, waited)
         else:
             return
-        self._news += 1
+        self._new_observations += 1
+
+    def remaining(self, task: _Dated) -> timedelta | None:
+        """
+        Return the median time left of a task that is as old as this one.
+
+        Half of the tasks that have not ended at this age take longer, half of them less. While
+        nothing new is learned, the time at which the task is expected to end only moves later.
+
+        Args:
+            task: Its age is the time since `created_at`, by the server's clock as of the last
+                poll, or else by the local clock.
+
+        Returns:
+            The time left, zero for a task that has ended. None until ten tasks have been observed
+            (and half of all tasks seen are accounted for), or if the task's age is not known: it
+            has no creation date with a time zone, or one that can't be right.
+
+        """
+        if task.finished_at is not None or getattr(task, "done", False):
+            return timedelta(0)
+        self._replan_if_due()
+        created = task.created_at
+        if self._plan is None or created is None or created.tzinfo is None:
+            return None
+        age = time.time() + (self._server_ahead or 0.0) - created.timestamp()
+        if not -_SECOND <= age <= _TOO_OLD * self._plan.end:
+            return None
+        return timedelta(seconds=self._plan.distribution.median_remaining(max(0.0, age)))
 
     def _age(self, task: object, server_time: float | None, elapsed: float) -> float:
-        """Tell how many seconds ago a task was created that has been polled for `elapsed` seconds."""
+        """Return the age, in seconds, of a task that has been polled for `elapsed` seconds."""
         created = getattr(task, "created_at", None)
         if not isinstance(created, datetime) or created.tzinfo is None:
             return elapsed
         known = self._plan.end if self._plan is not None else 0.0
         if server_time is not None:
-            # `Date` is cut to whole seconds. Within that second the time since the first look is the better measure.
+            self._compare_clocks(server_time)
+            # `Date` is cut to whole seconds. Within a second of the creation the time since the
+            # first poll is more exact.
             age, limit = server_time - created.timestamp(), _TOO_OLD * known or math.inf
-            return age + 0.5 if elapsed < age <= limit else elapsed
-        # An age which nearly no task is known to reach says more about the clocks than about the task.
+            return age + _SECOND / 2 if elapsed < age <= limit else elapsed
+        # The local clock may be wrong. It is not believed if it makes the task older than nearly
+        # all tasks get.
         age = time.time() - created.timestamp()
         return age if elapsed < age <= known else elapsed
+
+    def _compare_clocks(self, server_time: float) -> None:
+        """Record how far the server's clock is ahead; differences that rounding explains stay."""
+        ahead = server_time + _SECOND / 2 - time.time()
+        if self._server_ahead is None or abs(ahead - self._server_ahead) > _SECOND:
+            self._server_ahead = ahead
 
     def _wait(self, age: float, elapsed: float, attempt: int) -> float:
         plan = self._plan
         if plan is None:
-            # Their mean is 2.5 % above the interval, or uneven gaps would mean more polls than even ones.
+            # 2.5 % above the interval on average: uneven gaps take more polls than even ones.
             wait = self.interval * random.uniform(0.85, 1.2)
         elif age >= plan.end:
-            # Where nothing is known the chance of an end is taken to fall as 1 / age; then this is how the best gap grows.
+            # Nothing is known here. If the chance of an end falls as 1 / age, as it does in heavy
+            # tails, the best gap grows with the square root of the age.
             wait = self.interval * math.sqrt(age / plan.end) * random.uniform(0.9, 1.1)
         else:
             wait = min(self.maximum, plan.next_poll(age) - age)
-            if (
-                wait < self.interval
-                and attempt - 1 - plan.polls_between(age - elapsed, age) > _SURPLUS
-            ):
+            surplus = attempt - 1 - plan.polls_between(age - elapsed, age)
+            if wait < self.interval and surplus > _SURPLUS:
                 wait = self.interval
-            # Jitter on the scale of the polls around the next one: the first, which may be far, must not miss its aim by more.
-            landing = age + wait
-            scale = min(
-                wait, plan.next_poll(landing) - landing if landing < plan.end else self.interval
-            )
-            wait += scale * (
-                random.uniform(-0.5, 0.5) if attempt == 1 else random.uniform(-0.1, 0.1)
-            )
+            # The gap to the next poll may be long where the one after it is short. So the first
+            # wait is jittered by half of the shorter one: tasks that start together drift apart,
+            # and no poll misses the ages at which tasks end.
+            target = age + wait
+            next_gap = plan.next_poll(target) - target if target < plan.end else self.interval
+            jitter = random.uniform(-0.5, 0.5) if attempt == 1 else random.uniform(-0.1, 0.1)
+            wait += min(wait, next_gap) * jitter
         return min(self.maximum, max(self.minimum, wait))
 
     def _usual_gap(self, age: float) -> float:
@@ -182,22 +233,23 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
             return self.interval
         return min(self.maximum, max(self.minimum, self._plan.next_poll(age) - age))
 
-    def _replan(self) -> None:
-        self._news = 0
-        curve = self._table.curve()
+    def _replan_if_due(self) -> None:
+        if self._new_observations < self._next_plan:
+            return
+        self._new_observations = 0
+        distribution = self._table.distribution()
         self._next_plan = max(1, int(_GROWTH * min(MEMORY, self._table.ends)))
         self._plan = None
-        if curve is not None:
-            self._plan = Plan(curve, Limits(self.interval, self.minimum, self.maximum), self._price)
-            self._price = self._plan.price
+        if distribution is not None:
+            limits = Limits(self.interval, self.minimum, self.maximum)
+            self._plan = Plan(distribution, limits, self._cost_per_poll)
+            self._cost_per_poll = self._plan.cost_per_poll
 
 
-def _found(retry_state: RetryCallState) -> object | None:
-    """Give what the last attempt returned; None if it failed."""
-    found: object = getattr(
-        retry_state, "found", _UNKNOWN
-    )  # the client's own states tell without a Future
-    if found is not _UNKNOWN:
+def _result_of(retry_state: RetryCallState) -> object | None:
+    """Return what the last attempt returned; None if it failed."""
+    found: object = getattr(retry_state, "found", _UNKNOWN)
+    if found is not _UNKNOWN:  # the client's own states hold it without a Future
         return found
     outcome = retry_state.outcome
     return None if outcome is None or outcome.failed else outcome.result()
