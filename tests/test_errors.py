@@ -36,7 +36,13 @@ from xai_tasks import (
     WaitTimeoutError,
     XaiTasksError,
 )
-from xai_tasks._errors import is_transient, printable, status_error_class
+from xai_tasks._errors import (
+    is_transient,
+    mark_transient,
+    printable,
+    status_error_class,
+    transient_mark,
+)
 
 FAILED = TaskResult(
     "a",
@@ -282,6 +288,21 @@ def test_only_some_statuses_pass_by_themselves(status, passing):
     error = status_error_class(status)("HTTP", task_id="a", status_code=status)
 
     assert is_transient(error) is passing
+
+
+@pytest.mark.parametrize("transient", [True, False])
+@pytest.mark.parametrize("error", ERRORS[3:15], ids=lambda error: type(error).__name__)
+def test_a_mark_decides_whether_an_error_is_transient(error, transient):
+    marked = mark_transient(copy.copy(error), transient)
+
+    for each in (marked, copy.copy(marked), marked.for_task("b"), pickle.loads(pickle.dumps(marked))):
+        assert type(each) is type(error)
+        assert (is_transient(each), transient_mark(each)) == (transient, transient)
+    assert transient_mark(error) is None
+
+
+def test_an_error_that_is_not_the_apis_has_no_mark():
+    assert transient_mark(ValueError("odd")) is None
 
 
 def test_connection_faults_timeouts_and_malformed_answers_pass_by_themselves():

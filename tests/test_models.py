@@ -24,7 +24,7 @@ from xai_tasks import (
     WaitTimeoutError,
     _models,
 )
-from xai_tasks._models import decode_task, parse_json, task_error
+from xai_tasks._models import body_to_keep, decode_task, parse_json, task_error
 
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 ENDS = {
@@ -86,6 +86,45 @@ def test_an_unknown_status_with_a_null_finished_at_is_no_end():
 
 def test_an_unknown_status_is_an_end_too_where_the_result_was_made_by_hand():
     assert TaskResult("a", TaskStatus.UNKNOWN, finished_at=NOON).done
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0, -0.0, 0.0, 1, 86399, -62135596800, False, True, "", " ", "0", "0.0", [], {}, "0000-00-00 00:00:00",
+     "0000-00-00T00:00:00Z", "0001-01-01T00:00:00Z", "0001-01-01T00:00:00", "0001-01-01T00:00:00+14:00",
+     "1899-12-30T00:00:00Z", "1969-12-31T23:59:59Z", "1970-01-01T00:00:00Z", "1970-01-01T08:00:00",
+     "1970-01-01T00:00:00-08:00", "1970-01-01"],
+)  # fmt: skip
+def test_a_placeholder_date_is_not_an_end(value):
+    task = decode(status="queued", finishedAt=value)
+
+    assert not task.done
+    assert task.raise_for_status() is task
+
+
+@pytest.mark.parametrize("value", [86400, 1735819200.5, 1735819200000, "1735819200", "1970-01-02T00:00:00Z"])
+def test_a_real_date_ends_a_task_with_an_unknown_status(value):
+    assert decode(status="exploded", finishedAt=value).done
+
+
+@pytest.mark.parametrize("status", TaskStatus)
+def test_a_status_given_as_a_string_is_converted(status):
+    task = TaskResult("a", status.value)
+
+    assert task.status is status
+    assert task == TaskResult("a", status)
+    assert status.value in repr(task)
+    assert task.succeeded is (status is TaskStatus.COMPLETED)
+
+
+def test_an_unknown_word_for_a_status_becomes_unknown():
+    assert TaskResult("a", "exploded").status is TaskStatus.UNKNOWN
+
+
+@pytest.mark.parametrize("status", [None, 7, b"completed", ["completed"]])
+def test_a_status_that_is_not_a_string_is_a_type_error(status):
+    with pytest.raises(TypeError, match="^status must be a string, not "):
+        TaskResult("a", status)
 
 
 # What follows from a task.
@@ -187,6 +226,111 @@ def test_a_task_with_a_result_pickles_and_hashes_although_its_result_does_not_ha
     assert {task: 1}[task] == 1
 
 
+# Tasks as JSON.
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"taskId": "a", "status": "pending"},
+        {"taskId": "a", "status": "exploded", "finishedAt": "2025-01-02T12:00:00Z", "new": [1]},
+        {"taskId": "a", "status": "failed", "errorCode": 7, "error": "TaskFailedError", "files": []},
+    ],
+)
+def test_a_task_goes_through_json_and_back(raw):
+    task = TaskResult.from_raw(raw)
+
+    assert task == decode_task(json.dumps(raw).encode())
+    assert task.to_dict() == raw
+    assert TaskResult.from_raw(json.loads(json.dumps(task.to_dict()))) == task
+
+
+def test_a_task_made_by_hand_becomes_the_fields_of_the_api():
+    task = TaskResult("a", "failed", [1], "no GPU", 7, NOON, NOON, "t")
+
+    assert task.to_dict() == {
+        "taskId": "a",
+        "status": "failed",
+        "result": [1],
+        "errorMessage": "no GPU",
+        "errorCode": 7,
+        "createdAt": "2025-01-02T12:00:00+00:00",
+        "finishedAt": "2025-01-02T12:00:00+00:00",
+        "traceId": "t",
+    }
+    assert attrs.evolve(TaskResult.from_raw(task.to_dict()), raw={}) == task
+
+
+def test_a_bare_task_made_by_hand_has_null_fields():
+    data = TaskResult("a", "pending").to_dict()
+
+    assert {name for name, value in data.items() if value is not None} == {"taskId", "status"}
+
+
+def test_to_dict_returns_a_copy():
+    task = decode()
+    task.to_dict()["taskId"] = "b"
+
+    assert task.to_dict() == task.raw == {"taskId": "a", "status": "pending"}
+
+
+@pytest.mark.parametrize("raw", [{}, {"taskId": "a"}, {"status": "x"}, {"taskId": 7, "status": "x"}])
+def test_from_raw_refuses_what_is_no_task(raw):
+    with pytest.raises(ValueError, match="is missing or not a string"):
+        TaskResult.from_raw(raw)
+
+
+@pytest.mark.parametrize("raw", [None, "task", b"{}", [("taskId", "a")]])
+def test_from_raw_of_something_else_than_a_mapping_is_a_type_error(raw):
+    with pytest.raises(TypeError, match="^raw must be a mapping, not "):
+        TaskResult.from_raw(raw)
+
+
+# The answer that is kept of an unfinished task.
+
+
+def kept(**fields):
+    body = json.dumps({"taskId": "a", "status": "processing", **fields}).encode()
+    return body, body_to_keep(decode_task(body), body)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"result": "x" * 16_000}, {"result": "x" * 16_000, "new": "y" * 16_000}]
+)
+def test_a_small_result_is_kept(fields):
+    body, left = kept(**fields)
+
+    assert left is body
+
+
+@pytest.mark.parametrize("result", ["x" * 17_000, "任" * 17_000, ["x"] * 9_000, [[[["x" * 2**20]]]]])
+def test_a_large_result_of_an_unfinished_task_is_dropped(result):
+    _, left = kept(result=result, errorMessage="no\ud800 GPU", new=[1])
+    task = decode_task(left)
+
+    assert task.result is None
+    assert (task.error_message, task.raw["new"], len(left) < 1000) == ("no\ud800 GPU", [1], True)
+
+
+@pytest.mark.parametrize("new", ["1e999", "[" * 5000 + "]" * 5000])
+def test_an_answer_that_cannot_be_written_again_is_kept_whole(new, monkeypatch):
+    body = f'{{"taskId": "a", "status": "processing", "new": {new}, "result": "{"x" * 17_000}"}}'.encode()
+    monkeypatch.setattr(_models, "orjson", None)
+    try:
+        task = decode_task(body)
+    except ValueError:
+        task = TaskResult("a", "processing", raw={"new": nested(50_000)})
+
+    assert body_to_keep(task, body) is body
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 # Outcomes.
 
 
@@ -265,12 +409,12 @@ def test_decoding_needs_no_more_than_id_and_status():
         (b"[]", "an object was expected, not list"),
         (b"null", "an object was expected, not NoneType"),
         (b'"completed"', "an object was expected, not str"),
-        (b"{}", "'taskId' is missing or no string"),
-        (b'{"taskId": "a"}', "'status' is missing or no string"),
-        (b'{"status": "pending"}', "'taskId' is missing or no string"),
-        (b'{"taskId": 7, "status": "pending"}', "'taskId' is missing or no string"),
-        (b'{"taskId": "a", "status": null}', "'status' is missing or no string"),
-        (b'{"taskId": "a", "status": ["pending"]}', "'status' is missing or no string"),
+        (b"{}", "'taskId' is missing or not a string"),
+        (b'{"taskId": "a"}', "'status' is missing or not a string"),
+        (b'{"status": "pending"}', "'taskId' is missing or not a string"),
+        (b'{"taskId": 7, "status": "pending"}', "'taskId' is missing or not a string"),
+        (b'{"taskId": "a", "status": null}', "'status' is missing or not a string"),
+        (b'{"taskId": "a", "status": ["pending"]}', "'status' is missing or not a string"),
         (b'{"taskId": "a", "status": "pending"', "Expecting ',' delimiter"),
         (b'{"taskId": "a", "status": "pending"} {}', "Extra data"),
         (b'{"taskId": "a", "status": "pending", "result": NaN}', "NaN is not JSON"),

@@ -1,4 +1,4 @@
-"""Every exception that this library raises of its own.
+"""The exceptions of this library.
 
 XaiTasksError
 ├── ConfigurationError(ValueError)
@@ -27,18 +27,20 @@ XaiTasksError
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
     from xai_tasks._models import TaskResult
     from xai_tasks._requests import Request
 
+E = TypeVar("E", bound="APIError")
+
 
 def printable(text: str, limit: int = 500) -> str:
-    r"""Make `text` from a server fit for a message or a log: one line, cut at `limit` characters.
+    r"""Return `text` from a server as one line for a message or a log, cut at `limit` characters.
 
-    Control characters and whatever else `str.isprintable` denies come out as escapes such as ``\x1b``, so that
-    an answer can neither forge a log line nor drive a terminal.
+    Characters that `str.isprintable` denies are escaped, as ``\x1b``: an answer can neither forge a
+    log line nor drive a terminal.
     """
     cut = text if len(text) <= limit else f"{text[:limit]}…"
     if cut.isprintable():
@@ -56,7 +58,7 @@ def _rebuild(
 
 
 class XaiTasksError(Exception):
-    """The base of every error of this library: catch it to catch them all."""
+    """The base of every error of this library."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # BaseException would call the class with `args` alone, which misses the keyword-only fields.
@@ -64,22 +66,22 @@ class XaiTasksError(Exception):
 
 
 class ConfigurationError(XaiTasksError, ValueError):
-    """The client can't work as it is set up: no key, a malformed key, a bad base URL.
+    """The client's arguments are unusable: no key, a malformed key, a bad base URL.
 
     The message names the argument and never shows the key.
     """
 
 
 class ClientClosedError(XaiTasksError, RuntimeError):
-    """The client was closed before the call, or while it was under way."""
+    """The client was closed before or during the call."""
 
 
 class InvalidTaskIdError(XaiTasksError, ValueError):
-    """A task id that can't be asked for: empty, not encodable, or (in bulk) no string."""
+    """A task id that can't be sent: empty, not encodable, or (in bulk) not a string."""
 
 
 class APIError(XaiTasksError):
-    """A request did not bring a usable answer.
+    """A request got no usable answer.
 
     Attributes:
         task_id: the id that was asked for; "" for a submission, which has none yet.
@@ -87,6 +89,9 @@ class APIError(XaiTasksError):
     """
 
     task_id: str
+
+    _transient: bool | None = None
+    """Whether this error is transient, where its class and status do not decide it."""
 
     def __init__(self, detail: str, *, task_id: str) -> None:
         super().__init__(detail)
@@ -97,14 +102,14 @@ class APIError(XaiTasksError):
         return f"{subject}: {self.args[0]}"
 
     def for_task(self, task_id: str) -> Self:
-        """Give the same error said of `task_id`: an outage met by one poll ends the waits for other ids too."""
+        """Return a copy of this error for `task_id`: an outage ends the waits for other ids too."""
         error = copy.copy(self)
         error.task_id = task_id
         return error
 
 
 class APIConnectionError(APIError):
-    """No whole answer came: refused, reset, DNS or TLS trouble, or cut off in the middle."""
+    """No whole answer came: refused, reset, cut off in the middle, or a DNS or TLS failure."""
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):
@@ -112,7 +117,7 @@ class APITimeoutError(APIConnectionError, TimeoutError):
 
 
 class APIResponseValidationError(APIError):
-    """An answer came that is not what the API promises: not JSON, not the schema, or too large.
+    """The answer is not what the API documents: not JSON, not the schema, or too large.
 
     Attributes:
         status_code: the HTTP status of the answer.
@@ -154,14 +159,14 @@ class SubmissionUncertainError(APIError):
 
 
 class APIStatusError(APIError):
-    """The server answered with an HTTP status that is no success.
+    """The server answered with an HTTP status other than 2xx.
 
     Attributes:
         status_code: the HTTP status.
         body: the beginning of the answer's body.
-        message: the server's own words, where the body holds any.
-        trace_id: the server's trace id, where the body holds one.
-        retry_after: seconds that the server asked to wait, where it did.
+        message: the server's message, if the body holds one.
+        trace_id: the server's trace id, if the body holds one.
+        retry_after: seconds that the server asked to wait, if it did.
 
     """
 
@@ -191,7 +196,7 @@ class APIStatusError(APIError):
 
 
 class BadRequestError(APIStatusError):
-    """400 or 422: the server does not accept the request, most likely the id."""
+    """400 or 422: the server refuses the request, most likely because of the id."""
 
 
 class AuthenticationError(APIStatusError):
@@ -211,15 +216,15 @@ class NotFoundError(APIStatusError):
 
 
 class RateLimitError(APIStatusError):
-    """429: too many requests; `retry_after` says how long the server wants silence."""
+    """429: too many requests; `retry_after` holds the seconds to wait, if the server named them."""
 
 
 class ServerError(APIStatusError):
-    """5xx: the server, or a gateway in front of it, is in trouble."""
+    """5xx: the server, or a gateway in front of it, failed."""
 
 
 class TaskError(XaiTasksError):
-    """A task ended otherwise than completed; raised itself where the end is one this version does not know.
+    """A task ended without completing; raised itself for an end that this version does not know.
 
     Attributes:
         task: the ended task.
@@ -258,17 +263,17 @@ class TaskCancelledError(TaskError):
 
 
 class TaskTimedOutError(TaskError):
-    """The server gave the task up because it took too long."""
+    """The server stopped the task because it took too long."""
 
 
 class WaitTimeoutError(XaiTasksError, TimeoutError):
-    """A wait's own time ran out; the task goes on at the server and can be waited for again.
+    """A wait timed out; the task continues on the server and can be waited for again.
 
     Attributes:
         task_id: the id that was waited for.
-        timeout: the seconds that the wait was given.
-        last: the last answer seen, if any.
-        last_error: the last error met while polling, if any.
+        timeout: the wait's timeout in seconds.
+        last: the last answer, if any. A `result` over 16 KiB is dropped from it.
+        last_error: the last error of a poll, if any.
 
     """
 
@@ -315,15 +320,35 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 
 
 def status_error_class(status: int) -> type[APIStatusError]:
-    """Give the class of error for an HTTP status that is no success."""
+    """Return the class of error for an HTTP status other than 2xx."""
     return _BY_STATUS.get(status, ServerError if status >= 500 else APIStatusError)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether a fault may pass by itself, so that a wait outlives it.
+    """Return whether an error is transient: it may pass by itself, and does not end a wait.
 
-    Connection faults, timeouts, 408, 429, 5xx and malformed answers pass; a redirect and every other 4xx don't.
+    Transient are connection faults, timeouts, 408, 429, 5xx and malformed answers; a redirect and
+    other 4xx are not. An error that was marked by `mark_transient` is what its mark says.
     """
+    mark = transient_mark(error)
+    if mark is not None:
+        return mark
     if isinstance(error, APIStatusError):
         return error.status_code in (408, 429) or error.status_code >= 500
     return isinstance(error, (APIConnectionError, APIResponseValidationError))
+
+
+def mark_transient(error: E, transient: bool) -> E:
+    """Mark an error as transient or not, whatever its class and status say, and return it.
+
+    Marked are error pages of gateways (a 403 or 404 that is not the API's), which are transient,
+    and faults that the next attempt would meet again, which are not: an untrusted certificate, an
+    answer that is too large.
+    """
+    error._transient = transient  # noqa: SLF001 -- this module's own attribute
+    return error
+
+
+def transient_mark(error: BaseException) -> bool | None:
+    """Return what `mark_transient` said of an error; None if it said nothing."""
+    return error._transient if isinstance(error, APIError) else None  # noqa: SLF001 -- as above

@@ -1,4 +1,4 @@
-"""What the API tells of a task, and how its bytes become that."""
+"""Tasks and outcomes, and how the bytes of an answer become a task."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ T = TypeVar("T")
 
 
 class TaskStatus(StrEnum):
-    """Where a task stands; the values are the API's own words."""
+    """The status of a task; the values are the API's own words."""
 
     PENDING = "pending"
     READY = "ready"
-    """Ready to be run: *not* an end."""
+    """Ready to start: *not* an end."""
     ASSIGNED = "assigned"
     PROCESSING = "processing"
     COMPLETED = "completed"
@@ -44,7 +44,7 @@ class TaskStatus(StrEnum):
     """A status that this version does not know; `TaskResult.raw` holds the server's word."""
 
 
-_STATUSES = {status.value: status for status in TaskStatus}
+_STATUSES: dict[str, TaskStatus] = {status.value: status for status in TaskStatus}
 
 _ERRORS: dict[TaskStatus, type[TaskError] | None] = {
     TaskStatus.COMPLETED: None,
@@ -52,27 +52,34 @@ _ERRORS: dict[TaskStatus, type[TaskError] | None] = {
     TaskStatus.CANCELLED: TaskCancelledError,
     TaskStatus.TIMEOUT: TaskTimedOutError,
 }
-"""The statuses that are ends, and the error that each stands for."""
+"""The end statuses, and the error of each."""
+
+
+def _status(value: str) -> TaskStatus:
+    if not isinstance(value, str):
+        raise TypeError(f"status must be a string, not {type(value).__name__}")
+    return _STATUSES.get(value, TaskStatus.UNKNOWN)
 
 
 @frozen(repr=False)
 class TaskResult:
-    """One look at a task: what the server said of it at that moment."""
+    """A task, as the server described it in one answer."""
 
     task_id: str
-    """The id that the server gave."""
-    status: TaskStatus
+    """The id in the answer."""
+    status: TaskStatus = field(converter=_status)
+    """The status; a string is converted, an unknown word to `TaskStatus.UNKNOWN`."""
     result: Any = field(default=None, hash=False)
-    """What the task made: the server's JSON, untouched; its shape depends on the kind of task."""
+    """What the task made: the server's JSON, unchanged. Its shape depends on the kind of task."""
     error_message: str | None = None
     error_code: int | float | str | None = None
     created_at: datetime | None = None
-    """When the task was made; aware, in UTC. None where the server gave no date that can be read."""
+    """When the task was made; aware, in UTC. None if the answer holds no readable date."""
     finished_at: datetime | None = None
-    """When the task ended; aware, in UTC. None where the server gave no date that can be read."""
+    """When the task ended; aware, in UTC. None if the answer holds no readable date."""
     trace_id: str | None = None
     raw: Mapping[str, Any] = field(factory=dict[str, Any], hash=False)
-    """The whole answer, with the fields that this version does not know."""
+    """The whole answer, including fields that this version does not know."""
 
     def __repr__(self) -> str:
         parts = [f"task_id={printable(self.task_id)!r}", f"status={self.status.value!r}"]
@@ -87,9 +94,14 @@ class TaskResult:
 
     @property
     def done(self) -> bool:
-        """Whether the task has ended; so has one with an unknown status once it has a `finishedAt`."""
+        """Whether the task has ended; with an unknown status, whether it has a `finishedAt`.
+
+        Zero, empty values and dates up to 1970-01-01 are placeholders, and no `finishedAt`.
+        """
         if self.status is TaskStatus.UNKNOWN:
-            return self.finished_at is not None or self.raw.get("finishedAt") is not None
+            if self.finished_at is not None:
+                return self.finished_at >= _FIRST_DATE
+            return _is_date(self.raw.get("finishedAt"))
         return self.status in _ERRORS
 
     @property
@@ -99,7 +111,7 @@ class TaskResult:
 
     @property
     def elapsed(self) -> timedelta | None:
-        """The time from `created_at` to `finished_at`, or None where either is missing."""
+        """The time from `created_at` to `finished_at`, or None if either is missing."""
         if self.created_at is None or self.finished_at is None:
             return None
         return self.finished_at - self.created_at
@@ -108,8 +120,8 @@ class TaskResult:
         """Return the task itself if it completed or has not ended.
 
         Raises:
-            TaskError: the task ended otherwise: `TaskFailedError`, `TaskCancelledError`, `TaskTimedOutError`, or
-                `TaskError` itself for an end that this version does not know.
+            TaskError: the task ended without completing: `TaskFailedError`, `TaskCancelledError`,
+                `TaskTimedOutError`, or `TaskError` itself for an end this version does not know.
 
         """
         error = task_error(self, self.task_id)
@@ -118,15 +130,66 @@ class TaskResult:
         return self
 
     def result_as(self, convert: Callable[[Any], T]) -> T:
-        """Give `convert(result)`: a `cattrs` hook, `msgspec.convert` or pydantic's `validate_python` bound to a type.
+        """Return `convert(result)`; raise what it raises.
 
-        Raises whatever `convert` raises.
+        Pass a `cattrs` hook, or `msgspec.convert` or pydantic's `validate_python` bound to a type.
         """
         return convert(self.result)
 
+    @classmethod
+    def from_raw(cls, raw: Mapping[str, Any]) -> Self:
+        """Build a task from the JSON object of an answer, or of a line the command line wrote.
+
+        Args:
+            raw: what the API or the command line wrote; kept as `raw`.
+
+        Raises:
+            ValueError: it is not a task: `taskId` or `status` is missing or not a string.
+            TypeError: it is not a mapping.
+
+        """
+        if not isinstance(raw, (dict, Mapping)):  # a dict first: asking an ABC takes longer
+            raise TypeError(f"raw must be a mapping, not {type(raw).__name__}")
+        task_id, status = raw.get("taskId"), raw.get("status")
+        if not isinstance(task_id, str) or not isinstance(status, str):
+            name = "status" if isinstance(task_id, str) else "taskId"
+            raise ValueError(f"{name!r} is missing or not a string")
+        error_code = raw.get("errorCode")
+        return cls(
+            task_id,
+            status,
+            raw.get("result"),
+            _string(raw.get("errorMessage")),
+            error_code
+            if isinstance(error_code, (int, float, str)) and not isinstance(error_code, bool)
+            else None,
+            _date(raw.get("createdAt")),
+            _date(raw.get("finishedAt")),
+            _string(raw.get("traceId")),
+            raw,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the task as JSON-ready data, which `from_raw` reads: `raw`, or the API's fields.
+
+        The API's fields are built where `raw` is empty: for a `TaskResult` made by hand.
+        """
+        if self.raw:
+            return dict(self.raw)
+        return {
+            "taskId": self.task_id,
+            "status": self.status.value,
+            "result": self.result,
+            "errorMessage": self.error_message,
+            "errorCode": self.error_code,
+            "createdAt": self.created_at and self.created_at.isoformat(),
+            "finishedAt": self.finished_at and self.finished_at.isoformat(),
+            "traceId": self.trace_id,
+        }
+
 
 def task_error(task: TaskResult, task_id: str) -> TaskError | None:
-    """Give the error that an ended `task`, asked for as `task_id`, stands for; None if it completed or has not ended."""
+    """Return the error of an ended task, for the id that was asked for; None if there is none."""
     if not task.done:
         return None
     cls = _ERRORS.get(task.status, TaskError)
@@ -138,11 +201,11 @@ class Outcome:
     """How the wait for one id of many ended."""
 
     task_id: str
-    """The id as it was asked for; for one that is no string, its `repr`."""
+    """The id that was asked for; the `repr` of one that is not a string."""
     index: int
-    """The id's place in the input, counted from 0."""
+    """The id's position in the input, from 0."""
     task: TaskResult | None = None
-    """The ended task; also there, beside a `TaskError`, if it ended otherwise than completed."""
+    """The ended task; one that did not complete stands here beside its `TaskError`."""
     error: XaiTasksError | None = field(default=None, eq=False)
     """None if the task completed."""
     request: Request | None = None
@@ -157,7 +220,7 @@ class Outcome:
         """Return the completed task.
 
         Raises:
-            XaiTasksError: `error`, where there is one.
+            XaiTasksError: `error`, if there is one.
 
         """
         if self.error is not None:
@@ -171,20 +234,20 @@ class Outcome:
 
 @frozen
 class ClientStats:
-    """What a client has done so far, at one moment."""
+    """What a client has done so far: a snapshot."""
 
     requests: int = 0
-    """Attempts made: HTTP requests sent, whatever came back."""
+    """Attempts: HTTP requests sent, answered or not."""
     retries: int = 0
     """Attempts after a first one."""
     polls: int = 0
-    """Looks made for waits."""
+    """Polls made for waits."""
     rate_limited: int = 0
     """429 answers."""
     waiting: int = 0
     """Ids in rotation now."""
     in_flight: int = 0
-    """Requests under way now."""
+    """Requests in flight now."""
 
 
 def _no_constant(name: str) -> Any:
@@ -195,17 +258,17 @@ _json = json.JSONDecoder(parse_constant=_no_constant)
 
 _DIGITS = bytes(b"0"[0] if byte in b"0123456789" else b" "[0] for byte in range(256))
 _LONG_NUMBER = b"0" * 19
-"""An integer from 2**63 on, which orjson would round to a float, has at least as many digits."""
+"""orjson rounds integers from 2**63 on to floats; they have at least this many digits."""
 
 
 def parse_json(body: bytes) -> Any:
     """Parse a body as strict JSON: UTF-8 (a byte order mark may lead), no NaN, no infinity by name.
 
-    A number beyond a float's range, such as 1e999, is legal JSON and comes out as an infinity. orjson, where it is installed, reads what
-    it reads as the standard library does, and leaves the rest to that.
+    A number beyond a float's range, such as 1e999, is legal JSON and becomes an infinity. orjson is
+    used where it is installed; what it refuses, the standard library parses.
 
     Raises:
-        ValueError: it is not; also for nesting deeper, or an integer longer, than Python takes.
+        ValueError: it is not JSON, or its nesting or an integer in it exceeds Python's limits.
 
     """
     if orjson is not None and _LONG_NUMBER not in body.translate(_DIGITS):
@@ -222,33 +285,36 @@ def parse_json(body: bytes) -> Any:
 
 
 def decode_task(body: bytes) -> TaskResult:
-    """Turn the body of an answer into a `TaskResult`.
+    """Parse the body of an answer.
 
     Raises:
-        ValueError: the body is not JSON, or not of the schema; the message says what is wrong.
+        ValueError: the body is not JSON, or not a task; the message says what is wrong.
 
     """
     raw = parse_json(body)
     if not isinstance(raw, dict):
         raise ValueError(f"an object was expected, not {type(raw).__name__}")
-    task_id, status = raw.get("taskId"), raw.get("status")
-    if not isinstance(task_id, str) or not isinstance(status, str):
-        name = "status" if isinstance(task_id, str) else "taskId"
-        raise ValueError(f"{name!r} is missing or no string")
-    error_code = raw.get("errorCode")
-    return TaskResult(
-        task_id,
-        _STATUSES.get(status, TaskStatus.UNKNOWN),
-        raw.get("result"),
-        _string(raw.get("errorMessage")),
-        error_code
-        if isinstance(error_code, (int, float, str)) and not isinstance(error_code, bool)
-        else None,
-        _date(raw.get("createdAt")),
-        _date(raw.get("finishedAt")),
-        _string(raw.get("traceId")),
-        raw,
-    )
+    return TaskResult.from_raw(raw)
+
+
+_MAX_KEPT_RESULT = 16 * 2**10
+
+
+def body_to_keep(task: TaskResult, body: bytes) -> bytes:
+    """Return the answer to keep of a task that has not ended: without a `result` over 16 KiB.
+
+    Args:
+        task: the task that `body` was decoded to.
+        body: the answer; `decode_task` reads what is returned, as it reads this.
+
+    """
+    if len(body) <= _MAX_KEPT_RESULT:
+        return body
+    try:
+        rest = json.dumps({**task.raw, "result": None}, allow_nan=False).encode()
+    except (ValueError, RecursionError):  # infinite or nested too deeply to be written again
+        return body
+    return rest if len(body) - len(rest) > _MAX_KEPT_RESULT else body
 
 
 def _string(value: Any) -> str | None:
@@ -268,3 +334,14 @@ def _date(value: Any) -> datetime | None:
         OverflowError,
     ):  # the latter from a date whose UTC lies outside years 1 to 9999
         return None
+
+
+_FIRST_DATE = datetime(1970, 1, 2, tzinfo=UTC)
+"""Servers write earlier dates for "none": year 1, or the beginning of Unix time in some zone."""
+
+
+def _is_date(value: Any) -> bool:
+    """Return whether `value`, which `_date` could not read, may still be a date."""
+    if isinstance(value, str):
+        return bool(value.strip("0 -:./+TZ")) and not value.startswith("000")
+    return isinstance(value, (int, float)) and value >= _FIRST_DATE.timestamp()

@@ -294,7 +294,7 @@ async def test_a_connection_is_kept_for_the_next_request(server, transport):
         (response(200, b"\n \n"), "its body is empty"),
         (response(200, b"<html>maintenance</html>", content_type="text/html"), "Expecting value"),
         (response(200, b"[]"), "an object was expected, not list"),
-        (response(200, b'{"code": 0, "data": {}}'), "'taskId' is missing or no string"),
+        (response(200, b'{"code": 0, "data": {}}'), "'taskId' is missing or not a string"),
         (response(200, PENDING[:-1]), "Expecting"),
         (response(200, b'{"taskId": "a", "status": "pending", "result": NaN}'), "NaN is not JSON"),
         (
