@@ -295,7 +295,12 @@ def test_only_some_statuses_pass_by_themselves(status, passing):
 def test_a_mark_decides_whether_an_error_is_transient(error, transient):
     marked = mark_transient(copy.copy(error), transient)
 
-    for each in (marked, copy.copy(marked), marked.for_task("b"), pickle.loads(pickle.dumps(marked))):
+    for each in (
+        marked,
+        copy.copy(marked),
+        marked.for_task("b"),
+        pickle.loads(pickle.dumps(marked)),
+    ):
         assert type(each) is type(error)
         assert (is_transient(each), transient_mark(each)) == (transient, transient)
     assert transient_mark(error) is None

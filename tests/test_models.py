@@ -102,7 +102,9 @@ def test_a_placeholder_date_is_not_an_end(value):
     assert task.raise_for_status() is task
 
 
-@pytest.mark.parametrize("value", [86400, 1735819200.5, 1735819200000, "1735819200", "1970-01-02T00:00:00Z"])
+@pytest.mark.parametrize(
+    "value", [86400, 1735819200.5, 1735819200000, "1735819200", "1970-01-02T00:00:00Z"]
+)
 def test_a_real_date_ends_a_task_with_an_unknown_status(value):
     assert decode(status="exploded", finishedAt=value).done
 
@@ -234,7 +236,13 @@ def test_a_task_with_a_result_pickles_and_hashes_although_its_result_does_not_ha
     [
         {"taskId": "a", "status": "pending"},
         {"taskId": "a", "status": "exploded", "finishedAt": "2025-01-02T12:00:00Z", "new": [1]},
-        {"taskId": "a", "status": "failed", "errorCode": 7, "error": "TaskFailedError", "files": []},
+        {
+            "taskId": "a",
+            "status": "failed",
+            "errorCode": 7,
+            "error": "TaskFailedError",
+            "files": [],
+        },
     ],
 )
 def test_a_task_goes_through_json_and_back(raw):
@@ -274,7 +282,9 @@ def test_to_dict_returns_a_copy():
     assert task.to_dict() == task.raw == {"taskId": "a", "status": "pending"}
 
 
-@pytest.mark.parametrize("raw", [{}, {"taskId": "a"}, {"status": "x"}, {"taskId": 7, "status": "x"}])
+@pytest.mark.parametrize(
+    "raw", [{}, {"taskId": "a"}, {"status": "x"}, {"taskId": 7, "status": "x"}]
+)
 def test_from_raw_refuses_what_is_no_task(raw):
     with pytest.raises(ValueError, match="is missing or not a string"):
         TaskResult.from_raw(raw)
@@ -303,7 +313,9 @@ def test_a_small_result_is_kept(fields):
     assert left is body
 
 
-@pytest.mark.parametrize("result", ["x" * 17_000, "任" * 17_000, ["x"] * 9_000, [[[["x" * 2**20]]]]])
+@pytest.mark.parametrize(
+    "result", ["x" * 17_000, "任" * 17_000, ["x"] * 9_000, [[[["x" * 2**20]]]]]
+)
 def test_a_large_result_of_an_unfinished_task_is_dropped(result):
     _, left = kept(result=result, errorMessage="no\ud800 GPU", new=[1])
     task = decode_task(left)
