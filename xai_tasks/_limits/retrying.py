@@ -29,9 +29,6 @@ from xai_tasks._policies import RetryPolicy
 
 logger = logging.getLogger("xai_tasks")
 
-_RETRY_COST = 5
-"""Tokens that a retry takes from the budget; a success gives one back. The proportion is botocore's."""
-
 _MAX_STRANGE = 20
 """Unknown statuses that are warned of, so that a server that makes them up can't fill log and memory."""
 
@@ -46,6 +43,39 @@ class Counters:
     rate_limited: int = 0
 
 
+class RetryBudget:
+    """Tokens that all retries of a client share, so that a failing server gets few of them.
+
+    A retry takes 5 tokens, a success gives 1 back: botocore's proportion.
+    """
+
+    __slots__ = ("_limit", "_tokens")
+
+    COST = 5
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._tokens = limit
+
+    @property
+    def allows_retry(self) -> bool:
+        """Whether there are enough tokens for a retry."""
+        return self._tokens >= self.COST
+
+    def take(self) -> None:
+        """Take the tokens for a retry."""
+        self._tokens -= self.COST
+
+    def give_back(self) -> None:
+        """Give back the tokens of a retry that was not made."""
+        self._tokens = min(self._limit, self._tokens + self.COST)
+
+    def succeeded(self) -> None:
+        """Record a success."""
+        if self._tokens < self._limit:
+            self._tokens += 1
+
+
 class _Attempts(RetryCallState):
     """tenacity's state of one look whose last attempt failed."""
 
@@ -58,7 +88,6 @@ class RetryingFetcher:
     """Makes looks: through the throttle, with retries that all share one budget."""
 
     __slots__ = (
-        "_budget",
         "_closing",
         "_counters",
         "_credentials",
@@ -68,6 +97,7 @@ class RetryingFetcher:
         "_tenacity",
         "_throttle",
         "_transport",
+        "budget",
     )
 
     def __init__(
@@ -84,7 +114,7 @@ class RetryingFetcher:
         self._credentials = credentials
         self._policy = policy
         self._counters = counters
-        self._budget = policy.budget
+        self.budget = RetryBudget(policy.budget)
         self._closing: asyncio.Future[None] | None = None
         self._id_warned = False
         self._strange: set[str] = set()
@@ -142,11 +172,11 @@ class RetryingFetcher:
                     del answer
             answer.prepare_for_next_attempt()
             # Taken before the sleep, or those who sleep at the same time would all spend the same tokens.
-            self._budget -= _RETRY_COST
+            self.budget.take()
             try:
                 await self._sleep(seconds)
             except BaseException:
-                self._budget = min(self._policy.budget, self._budget + _RETRY_COST)
+                self.budget.give_back()
                 raise
             self._counters.retries += 1
             version = credentials.version
@@ -172,8 +202,7 @@ class RetryingFetcher:
             if look.task.task_id != task_id or look.task.status is TaskStatus.UNKNOWN:
                 self._warn(look.task, task_id)
             throttle.answered(clock())
-            if self._budget < self._policy.budget:
-                self._budget += 1
+            self.budget.succeeded()
         except APIError as error:
             attempts = self._failed(attempts, error, sent, clock())
             pause = min(attempts.delay, self._policy.max_retry_after)
@@ -245,7 +274,7 @@ class RetryingFetcher:
                 return None
             if error.retry_after is not None and error.retry_after > self._policy.max_retry_after:
                 return None
-        if self._budget < _RETRY_COST:
+        if not self.budget.allows_retry:
             return None
         return cast(
             "float | None", await cast("AsyncRetrying", attempts.retry_object).iter(attempts)
