@@ -26,7 +26,7 @@ from xai_tasks import (
 from xai_tasks.testing import Fault, odd_answers
 
 ATTEMPTS = 4
-"""Requests of one look at most: `RetryPolicy.stop` as it is by default."""
+"""Requests of one poll at most: `RetryPolicy.stop` as it is by default."""
 REQUEST_TIMEOUT = 5.0
 MAX_BYTES = 2**20
 INTERVAL = 5.0
@@ -86,7 +86,7 @@ def _final(what: str, fault: Fault, error: type[APIError]) -> Row:
     return Row(what, (fault,), error, retried=False, outlived=False)
 
 
-def _passing(
+def _transient(
     what: str,
     fault: Fault,
     error: type[APIError],
@@ -117,17 +117,17 @@ STATUSES = (
     _final("402", Fault.status(402), PaymentRequiredError),
     _final("403", Fault.status(403), PermissionDeniedError),
     _final("404", Fault.status(404, body=b'{"detail": ["no such task"]}'), NotFoundError),
-    _passing("408", Fault.status(408), APIStatusError),
+    _transient("408", Fault.status(408), APIStatusError),
     _final("422", Fault.status(422), BadRequestError),
-    _passing("429", Fault.status(429), RateLimitError, outage=False),
-    _passing(
+    _transient("429", Fault.status(429), RateLimitError, outage=False),
+    _transient(
         "429 with `Retry-After: 1`",
         Fault.status(429, {"Retry-After": "1"}),
         RateLimitError,
         pause=1.0,
         outage=False,
     ),
-    _passing(
+    _transient(
         "429 with `Retry-After: 3600`: longer than `max_retry_after`",
         Fault.status(429, {"Retry-After": "3600"}),
         RateLimitError,
@@ -136,18 +136,18 @@ STATUSES = (
         outage=False,
     ),
     _final("any other 4xx", Fault.status(418), APIStatusError),
-    _passing("500", Fault.status(500), ServerError),
-    _passing("501, 505 and other 5xx", Fault.status(501), ServerError, retried=False),
-    _passing(
+    _transient("500", Fault.status(500), ServerError),
+    _transient("501, 505 and other 5xx", Fault.status(501), ServerError, retried=False),
+    _transient(
         "502 with a page of HTML",
         Fault.status(502, {"Content-Type": "text/html"}, _HTML),
         ServerError,
     ),
-    _passing("503", Fault.status(503), ServerError),
-    _passing(
+    _transient("503", Fault.status(503), ServerError),
+    _transient(
         "503 with `Retry-After: 1`", Fault.status(503, {"Retry-After": "1"}), ServerError, pause=1.0
     ),
-    _passing("504", Fault.status(504), ServerError),
+    _transient("504", Fault.status(504), ServerError),
     _final("a redirect to the same origin", Fault.redirect("/xai/tasks?taskId=a"), APIStatusError),
     _final(
         "a redirect to another origin",
@@ -160,36 +160,38 @@ STATUSES = (
 )
 
 CONNECTION = (
-    _passing("a reset in place of an answer", Fault.reset(), APIConnectionError, resent=True),
-    _passing("a reset inside the headers", Fault.reset("headers"), APIConnectionError, resent=True),
-    _passing("a reset inside the body", Fault.reset("body"), APIConnectionError),
-    _passing("a body shorter than its `Content-Length`", Fault.truncate(), APIConnectionError),
-    _passing("chunks that are none", Fault.bad_chunking(), APIConnectionError),
-    _passing("no byte of an answer", Fault.stall(), APITimeoutError),
-    _passing("a byte a second", Fault.drip(1.0), APITimeoutError),
-    _passing("bytes that are no HTTP", Fault.garbage(), APIConnectionError),
-    _passing("headers of 64 KiB", Fault.oversized_headers(), APIConnectionError),
+    _transient("a reset in place of an answer", Fault.reset(), APIConnectionError, resent=True),
+    _transient(
+        "a reset inside the headers", Fault.reset("headers"), APIConnectionError, resent=True
+    ),
+    _transient("a reset inside the body", Fault.reset("body"), APIConnectionError),
+    _transient("a body shorter than its `Content-Length`", Fault.truncate(), APIConnectionError),
+    _transient("malformed chunks", Fault.bad_chunking(), APIConnectionError),
+    _transient("no byte of an answer", Fault.stall(), APITimeoutError),
+    _transient("a byte a second", Fault.drip(1.0), APITimeoutError),
+    _transient("bytes that are not HTTP", Fault.garbage(), APIConnectionError),
+    _transient("headers of 64 KiB", Fault.oversized_headers(), APIConnectionError),
     _taken("a kept-alive connection closed after an answer", Fault.close_after()),
 )
 
 ANSWERS = (
-    _passing("200 with a page of HTML", _ODD["html"], APIResponseValidationError),
-    _passing("200 with nothing", _ODD["empty"], APIResponseValidationError),
-    _passing("204", Fault.status(204), APIResponseValidationError),
-    _passing("`null`", _ODD["null"], APIResponseValidationError),
-    _passing("JSON cut short", _ODD["cut short"], APIResponseValidationError),
-    _passing("no `status`", _ODD["no status"], APIResponseValidationError),
-    _passing("bytes that are not UTF-8", _ODD["not UTF-8"], APIResponseValidationError),
-    _passing("UTF-16", _ODD["UTF-16"], APIResponseValidationError),
-    _passing("`NaN`", _ODD["NaN"], APIResponseValidationError),
-    _passing("an integer of 5,000 digits", _ODD["huge integer"], APIResponseValidationError),
-    _passing("100,000 brackets", _ODD["deep nesting"], APIResponseValidationError),
-    _passing(
-        "gzip that unpacks to 64 MiB", Fault.gzip_bomb(64 * 2**20), APIResponseValidationError
+    _transient("200 with a page of HTML", _ODD["html"], APIResponseValidationError),
+    _transient("200 with an empty body", _ODD["empty"], APIResponseValidationError),
+    _transient("204", Fault.status(204), APIResponseValidationError),
+    _transient("`null`", _ODD["null"], APIResponseValidationError),
+    _transient("JSON cut short", _ODD["cut short"], APIResponseValidationError),
+    _transient("no `status`", _ODD["no status"], APIResponseValidationError),
+    _transient("bytes that are not UTF-8", _ODD["not UTF-8"], APIResponseValidationError),
+    _transient("UTF-16", _ODD["UTF-16"], APIResponseValidationError),
+    _transient("`NaN`", _ODD["NaN"], APIResponseValidationError),
+    _transient("an integer of 5,000 digits", _ODD["huge integer"], APIResponseValidationError),
+    _transient("100,000 nested brackets", _ODD["deep nesting"], APIResponseValidationError),
+    _transient(
+        "gzip that expands to 64 MiB", Fault.gzip_bomb(64 * 2**20), APIResponseValidationError
     ),
-    _passing("a body without end", Fault.endless(), APIResponseValidationError),
+    _transient("an endless body", Fault.endless(), APIResponseValidationError),
     _taken("a byte order mark before the JSON", _ODD["BOM"]),
-    _taken("JSON that is said to be text", _ODD["wrong content type"]),
+    _taken("JSON labelled as text", _ODD["wrong content type"]),
     _taken("no `Content-Type`", _ODD["no content type"]),
     _taken("another `taskId` than asked for; logged once", _ODD["wrong id"]),
     _taken("a status that goes back", _says("processing"), _says("pending"), _says("completed")),

@@ -1,4 +1,7 @@
-"""Draw the pictures of adaptive-polling.md from runs of the code: `python docs/plots/adaptive_polling.py`."""
+"""Draw the pictures of adaptive-polling.md from runs of the code.
+
+python docs/plots/adaptive_polling.py
+"""
 
 from __future__ import annotations
 
@@ -39,14 +42,14 @@ COLOURS = ("tab:orange", "tab:gray", "tab:blue")
 
 
 def draw_trade_off() -> None:
-    """Mean delay against mean polls, a curve for each policy."""
-    figure, places = plt.subplots(2, 2, figsize=(9, 7), sharex=True, layout="constrained")
-    for place, (name, title) in zip(places.flat, SPREADS.items(), strict=True):
+    """Draw mean delay against mean polls, a curve for each policy."""
+    figure, axes = plt.subplots(2, 2, figsize=(9, 7), sharex=True, layout="constrained")
+    for axis, (name, title) in zip(axes.flat, SPREADS.items(), strict=True):
         lengths = durations(name, COUNT, SEED)
         for (label, policy), colour in zip(POLICIES.items(), COLOURS, strict=True):
             random.seed(SEED)
             runs = [simulate(policy(seconds), lengths) for seconds in INTERVALS]
-            place.plot(
+            axis.plot(
                 [run.mean_polls for run in runs],
                 [run.mean_delay for run in runs],
                 "o-",
@@ -54,18 +57,18 @@ def draw_trade_off() -> None:
                 label=label,
                 color=colour,
             )
-        place.set_title(title, fontsize=10)
-        place.set_ylim(0, 7)
-        place.grid(alpha=0.3)
-    figure.supxlabel("polls for each task, after the first look")
-    figure.supylabel("seconds from a task's end to its notice, mean")
-    places[0, 0].set_xlim(3, 18)
-    places[0, 0].legend(fontsize=9)
+        axis.set_title(title, fontsize=10)
+        axis.set_ylim(0, 7)
+        axis.grid(alpha=0.3)
+    figure.supxlabel("polls for each task, after the first poll")
+    figure.supylabel("mean seconds from a task's end to the poll that finds it")
+    axes[0, 0].set_xlim(3, 18)
+    axes[0, 0].legend(fontsize=9)
     figure.savefig(STATIC / "adaptive-polling-trade-off.svg", metadata={"Date": None})
 
 
 def draw_placement() -> None:
-    """Where the polls of 1,500 tasks come, over the durations of the tasks."""
+    """Draw when 1,500 tasks are polled, and when they end."""
     name = "two humps, 15 % near 4 s, 85 % near 60 s"
     lengths = durations(name, 3000, SEED)
     random.seed(SEED)

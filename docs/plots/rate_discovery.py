@@ -1,4 +1,7 @@
-"""Draw the picture of rate-discovery.md and print its tables, from runs of the code: `python docs/plots/rate_discovery.py`."""
+"""Draw the picture of rate-discovery.md and print its tables, from runs of the code.
+
+python docs/plots/rate_discovery.py
+"""
 
 from __future__ import annotations
 
@@ -41,11 +44,11 @@ FINDERS: dict[str, tuple[type[Finder], str]] = {
 
 
 class Scene(NamedTuple):
-    """A server, and who asks it."""
+    """A server and its clients."""
 
     server: Callable[[], Server]
-    limit: float  # requests per second, while is counted
-    start: float  # seconds between which is counted
+    limit: float  # requests per second, in the measured span
+    start: float  # seconds: the measured span
     end: float
     clients: int = 1
     noise: Noise = Noise()
@@ -56,7 +59,7 @@ class Scene(NamedTuple):
 
 
 def bucket(rate: float, burst: float, *, then: float | None = None) -> Callable[[], Server]:
-    """Give a token bucket whose rate may be another after 30 s."""
+    """Return a token bucket whose rate may change after 30 s."""
     return lambda: TokenBucket(lambda time: rate if then is None or time < 30 else then, burst)
 
 
@@ -92,7 +95,7 @@ OTHERS = {
 
 
 def cell(scene: Scene, finder: type[Finder]) -> str:
-    """Give the per cent of the limit that was used, and of the answers that were 429s: medians over the seeds."""
+    """Return per cent of the limit used and of answers that were 429s: medians over the seeds."""
     used, refused = [], []
     for seed in SEEDS:
         runs = scene.play(finder, seed)
@@ -112,17 +115,17 @@ def table(scenes: dict[str, Scene]) -> str:
 
 
 def draw_halving() -> None:
-    """What each finder offers and what is accepted, second by second, of a limit that halves."""
+    """Draw what each finder offers, and what is accepted in each second, at a limit that halves."""
     scene = Scene(bucket(200, 10, then=100), 100, 0, 80)
-    figure, places = plt.subplots(
+    figure, axes = plt.subplots(
         len(FINDERS), 1, figsize=(9, 7), sharex=True, sharey=True, layout="constrained"
     )
-    for place, (name, (finder, colour)) in zip(places, FINDERS.items(), strict=True):
+    for axis, (name, (finder, colour)) in zip(axes, FINDERS.items(), strict=True):
         (run,) = scene.play(finder, SEED)
         changes = [(0.0, 1e9), *run.paces]
         changes = [each for last, each in pairwise(changes) if each[1] != last[1]]
         times, rates = zip(*changes, (80, changes[-1][1]), strict=True)
-        place.step(
+        axis.step(
             [0, 30, 80],
             [200, 100, 100],
             where="post",
@@ -130,12 +133,12 @@ def draw_halving() -> None:
             linestyle=":",
             label="the limit",
         )
-        place.step(times, rates, where="post", color=colour, linewidth=0.8, label="offered")
+        axis.step(times, rates, where="post", color=colour, linewidth=0.8, label="offered")
         counts = [run.accepted_rate(second, second + 1) for second in range(80)]
-        place.stairs(
+        axis.stairs(
             counts, range(81), fill=True, alpha=0.35, color=colour, label="accepted in each second"
         )
-        place.plot(
+        axis.plot(
             run.pauses,
             [0] * len(run.pauses),
             "x",
@@ -143,14 +146,14 @@ def draw_halving() -> None:
             clip_on=False,
             label="429 and pause",
         )
-        place.set_title(
+        axis.set_title(
             f"{name}: {sum(counts[10:]) / (20 * 200 + 50 * 100):.0%} of the limit from 10 s on",
             fontsize=10,
         )
-        place.grid(alpha=0.3)
-    places[0].set_xlim(0, 80)
-    places[0].set_ylim(0, 320)
-    places[0].legend(fontsize=8, ncols=4, loc="upper right")
+        axis.grid(alpha=0.3)
+    axes[0].set_xlim(0, 80)
+    axes[0].set_ylim(0, 320)
+    axes[0].legend(fontsize=8, ncols=4, loc="upper right")
     figure.supxlabel("seconds")
     figure.supylabel("requests per second")
     figure.savefig(STATIC / "rate-discovery-halving.svg", metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""Write what each command says of itself into docs/command-line.md.
+"""Write the help of each command into docs/command-line.md.
 
 python docs/scripts/command_help.py
 """
@@ -16,11 +16,11 @@ from xai_tasks._cli._app import cli
 PAGE = Path(__file__).parent.parent / "command-line.md"
 BEGIN, END = "<!-- made by docs/scripts/command_help.py -->", "<!-- end of what is made -->"
 WIDTH = 88
-"""Characters: what the site shows without scrolling."""
+"""Characters that the site shows without scrolling."""
 
 
 def helps() -> Iterator[tuple[str, str]]:
-    """Give each command, as it is typed, and its help."""
+    """Yield each command, as it is typed, and its help."""
     settings = {**cli.context_settings, "terminal_width": WIDTH}
     with click.Context(cli, info_name="xai-tasks", **settings) as context:
         yield "xai-tasks", cli.get_help(context)
@@ -31,7 +31,7 @@ def helps() -> Iterator[tuple[str, str]]:
 
 
 def with_helps(page: str) -> str:
-    """Give the page with its helps brought up to date."""
+    """Return the page with its help texts brought up to date."""
     made = "\n\n".join(f"## {name}\n\n```text\n{text.rstrip()}\n```" for name, text in helps())
     pattern = f"{re.escape(BEGIN)}.*?{re.escape(END)}"
     page, found = re.subn(pattern, lambda _: f"{BEGIN}\n\n{made}\n\n{END}", page, flags=re.DOTALL)

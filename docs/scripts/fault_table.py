@@ -14,21 +14,21 @@ DOCS = Path(__file__).parent.parent
 PAGE = DOCS / "reliability.md"
 sys.path.insert(0, str(DOCS.parent / "tests"))
 
-from fault_matrix import ANSWERS, CONNECTION, STATUSES, Row  # noqa: E402 -- it lies beside the tests
+from fault_matrix import ANSWERS, CONNECTION, STATUSES, Row  # noqa: E402 -- a file of the tests
 
 TABLES = {"statuses": STATUSES, "connection": CONNECTION, "answers": ANSWERS}
-HEAD = ("what happens", "the error", "`get`", "sent", "a wait", "sent in a minute")
+HEAD = ("what happens", "the error", "`get`", "requests", "a wait", "requests in a minute")
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Give the rows as a Markdown table."""
+    """Return the rows as a Markdown table."""
     lines = [HEAD, ["---"] * len(HEAD), *map(_cells, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     if row.error is None:
-        return row.what, "none", "takes it", str(row.most_of_get), "takes it", str(row.most_of_wait)
+        return row.what, "none", "accepts", str(row.most_of_get), "accepts", str(row.most_of_wait)
     return (
         row.what,
         f"`{row.error.__name__}`",
@@ -40,7 +40,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def with_tables(page: str) -> str:
-    """Give the page with its tables brought up to date, each between its two comments."""
+    """Return the page with its tables brought up to date, each between its two comments."""
     for name, rows in TABLES.items():
         begin, end = (
             f"<!-- {name}: made by docs/scripts/fault_table.py -->",
