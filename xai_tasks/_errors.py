@@ -27,6 +27,7 @@ XaiTasksError
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
@@ -175,6 +176,8 @@ class APIStatusError(APIError):
     message: str | None
     trace_id: str | None
     retry_after: float | None
+    _quotas: Sequence[Any] = ()
+    """What is left of the server's windows, for the throttle."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from xai_tasks._errors import (
     status_error_class,
 )
 from xai_tasks._http.credentials import Credentials, Redactor
-from xai_tasks._http.hints import parse_date, parse_retry_after
+from xai_tasks._http.hints import Quota, parse_date, parse_hints
 from xai_tasks._http.request_timeout import RequestTimeout
 from xai_tasks._http.responses import HINTS, excerpt, explain
 from xai_tasks._models import TaskResult, decode_task
@@ -52,6 +52,8 @@ class Response:
     """Unix seconds of the answer's `Date`, which tells a task's age by the clock that stamped it."""
     retry_after: float | None
     """Seconds before which the server doesn't want to be asked again."""
+    quotas: tuple[Quota, ...] = ()
+    """What is left of the server's windows, if the answer says so."""
 
 
 @frozen
@@ -254,7 +256,7 @@ class Transport:
                 )
             headers = response.headers
             server_time = self._server_time(headers)
-            return Response(task, body, server_time, parse_retry_after(headers, server_time))
+            return Response(task, body, server_time, *parse_hints(headers, server_time))
         finally:
             if not response.content.is_eof():
                 response.close()
@@ -273,7 +275,8 @@ class Transport:
     ) -> APIError:
         status = response.status
         message, trace_id = (text and printable(redactor.text(text)) for text in explain(body))
-        retry_after = parse_retry_after(response.headers, self._server_time(response.headers))
+        headers = response.headers
+        retry_after, quotas = parse_hints(headers, self._server_time(headers))
         detail = f"HTTP {status}"
         if message is not None:
             detail += f": {message}"
@@ -281,13 +284,13 @@ class Transport:
             detail += f" (trace id {trace_id})"
         if retry_after is not None:
             detail += f" (retry after {retry_after:g} s)"
-        location = response.headers.get("Location")
+        location = headers.get("Location")
         if 300 <= status < 400 and location is not None:
             location = printable(redactor.text(location))
             detail += f": a redirect to {location}, which is never followed; check base_url"
         elif hint := HINTS.get(status):
             detail += f"; {hint}"
-        return status_error_class(status)(
+        error = status_error_class(status)(
             detail,
             task_id=task_id,
             status_code=status,
@@ -296,6 +299,8 @@ class Transport:
             trace_id=trace_id,
             retry_after=retry_after,
         )
+        error._quotas = quotas  # noqa: SLF001 -- for the throttle, not for users
+        return error
 
     def _translate(self, error: Exception, redactor: Redactor, task_id: str) -> Exception:
         if self.closed:
