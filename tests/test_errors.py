@@ -19,6 +19,8 @@ from xai_tasks import (
     BadRequestError,
     ClientClosedError,
     ConfigurationError,
+    DownloadError,
+    DownloadExpiredError,
     InvalidTaskIdError,
     NotFoundError,
     PaymentRequiredError,
@@ -78,6 +80,8 @@ ERRORS = [
     TaskTimedOutError(FAILED),
     WaitTimeoutError("a", 600.0),
     WaitTimeoutError("a", 600.0, FAILED, APITimeoutError("slow", task_id="a")),
+    DownloadError("reset", task_id="a", url="https://cdn.example/a.mp4"),
+    DownloadExpiredError("HTTP 403", task_id="a", url="https://b.example/", status_code=403),
 ]
 
 BASES = {
@@ -97,6 +101,8 @@ BASES = {
     NotFoundError: (APIStatusError,),
     RateLimitError: (APIStatusError,),
     ServerError: (APIStatusError,),
+    DownloadError: (XaiTasksError,),
+    DownloadExpiredError: (DownloadError,),
     TaskError: (XaiTasksError,),
     TaskFailedError: (TaskError,),
     TaskCancelledError: (TaskError,),

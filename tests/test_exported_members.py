@@ -13,7 +13,7 @@ import xai_tasks
 
 CONTRACT = """
     APIConnectionError APIError APIResponseValidationError APIStatusError APITimeoutError AuthenticationError
-    BadRequestError ClientClosedError ClientStats ConfigurationError ImageRequest InvalidTaskIdError NotFoundError Outcome
+    BadRequestError ClientClosedError ClientStats ConfigurationError DownloadError DownloadExpiredError ImageRequest InvalidTaskIdError NotFoundError Outcome
     OutcomeStream PaymentRequiredError PermissionDeniedError PollPolicy RateLimitError RetryPolicy ServerError
     SubmissionUncertainError TaskCancelledError TaskClient TaskError TaskFailedError TaskResult TaskStatus TaskTimedOutError
     VideoRequest WaitTimeoutError XaiTasksError __version__ wait_adaptive

@@ -623,3 +623,38 @@ def test_decoding_any_bytes_gives_a_task_or_a_value_error(body):
     except ValueError:
         return
     assert isinstance(task.task_id, str)
+
+
+class TestUrls:
+    @pytest.mark.parametrize(
+        ("result", "urls"),
+        [
+            (None, ()),
+            ("https://a/1", ("https://a/1",)),
+            ({"videoUrl": "https://a/1"}, ("https://a/1",)),
+            ({"z": ["https://a/2", {"y": "https://a/1"}], "a": "https://a/3"}, "213"),
+            (["https://a/1", "https://a/2", "https://a/1"], "12"),
+            ({"https://key/": 1}, ()),
+            (("data:,x", "data:image/png;base64,AA=="), ("data:,x", "data:image/png;base64,AA==")),
+            (["see https://a/1", "https://a/1 and more", " https://a/1", "https://a/1\n"], ()),
+            (["https://", "https:///path", "https://?q", "ftp://a/1", "a/1", "//a/1"], ()),
+            (["data: my prompt, please", "data:image/png", 1, 1.5, True, {}], ()),
+            (["HTTPS://A/1", "hTTp://b"], ("HTTPS://A/1", "hTTp://b")),
+            (["https://a/\u732b?sig=%2f+%2B#f"], ("https://a/\u732b?sig=%2f+%2B#f",)),
+        ],
+    )
+    def test_are_found_in_document_order_each_once(self, result, urls):
+        task = TaskResult("a", TaskStatus.COMPLETED, result)
+
+        found = task.urls
+
+        if isinstance(urls, str):
+            urls = tuple(f"https://a/{n}" for n in urls)
+        assert found == urls
+
+    def test_are_found_however_deep(self):
+        result = "https://a/1"
+        for _ in range(10_000):
+            result = [result]
+
+        assert TaskResult("a", TaskStatus.COMPLETED, result).urls == ("https://a/1",)

@@ -17,6 +17,8 @@ XaiTasksError
 │       ├── NotFoundError                404
 │       ├── RateLimitError               429
 │       └── ServerError                  5xx
+├── DownloadError
+│   └── DownloadExpiredError             403, 404, 410
 ├── TaskError
 │   ├── TaskFailedError
 │   ├── TaskCancelledError
@@ -224,6 +226,42 @@ class RateLimitError(APIStatusError):
 
 class ServerError(APIStatusError):
     """5xx: the server, or a gateway in front of it, failed."""
+
+
+class DownloadError(XaiTasksError):
+    """A file that a result points to could not be saved. The task itself is not touched by it.
+
+    Attributes:
+        task_id: the task's id.
+        url: the file's URL, without its query, which may hold a signature.
+        status_code: the HTTP status of the last answer; None if there was none.
+
+    """
+
+    task_id: str
+    url: str
+    status_code: int | None
+
+    def __init__(
+        self, detail: str, *, task_id: str, url: str, status_code: int | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.task_id = task_id
+        self.url = url
+        self.status_code = status_code
+
+    def __str__(self) -> str:
+        return (
+            f"task {printable(self.task_id)!r}: could not download {printable(self.url)}: "
+            f"{self.args[0]}"
+        )
+
+
+class DownloadExpiredError(DownloadError):
+    """The file is not there, or no longer: 403, 404 or 410, again and again.
+
+    Get the task again, since its result may then hold a new URL.
+    """
 
 
 class TaskError(XaiTasksError):

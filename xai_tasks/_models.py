@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from attrs import field, frozen
@@ -43,6 +45,8 @@ class TaskStatus(StrEnum):
     UNKNOWN = "unknown"
     """A status that this version does not know; `TaskResult.raw` holds the server's word."""
 
+
+_URL = re.compile(r"(?:https?://[^\s/?#]|data:[^\s,]*,)\S*", re.IGNORECASE)
 
 _STATUSES: dict[str, TaskStatus] = {status.value: status for status in TaskStatus}
 
@@ -115,6 +119,25 @@ class TaskResult:
         if self.created_at is None or self.finished_at is None:
             return None
         return self.finished_at - self.created_at
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The `https:`, `http:` and `data:` URLs in `result`, in document order, each once.
+
+        Only strings that are a URL as a whole count, wherever they stand.
+        """
+        found: dict[str, None] = {}
+        rest = [self.result]
+        while rest:
+            value = rest.pop()
+            if isinstance(value, str):
+                if _URL.fullmatch(value):
+                    found[value] = None
+            elif isinstance(value, Mapping):
+                rest.extend(reversed(list(value.values())))
+            elif isinstance(value, (list, tuple)):
+                rest.extend(reversed(value))
+        return tuple(found)
 
     def raise_for_status(self) -> Self:
         """Return the task itself if it completed or has not ended.
@@ -207,13 +230,15 @@ class Outcome:
     task: TaskResult | None = None
     """The ended task; one that did not complete stands here beside its `TaskError`."""
     error: XaiTasksError | None = field(default=None, eq=False)
-    """None if the task completed."""
+    """None if the task completed, and its files were saved where that was asked for."""
     request: Request | None = None
     """The request, where the input held one in place of an id."""
+    files: tuple[Path, ...] = ()
+    """The files saved, in the order of `TaskResult.urls`: see `download_to` of `as_completed`."""
 
     @property
     def ok(self) -> bool:
-        """Whether the task completed."""
+        """Whether the task completed, and nothing went wrong."""
         return self.error is None
 
     def unwrap(self) -> TaskResult:
