@@ -30,10 +30,10 @@ from xai_tasks._errors import (
     XaiTasksError,
 )
 from xai_tasks._learning.adaptive import wait_adaptive
-from xai_tasks._models import ClientStats, Outcome, TaskResult, TaskStatus
+from xai_tasks._models import ClientStats, Outcome, TaskResult, TaskStatus, Update
 from xai_tasks._policies import PollPolicy, RetryPolicy
 from xai_tasks._requests import ImageRequest, VideoRequest
-from xai_tasks._streams import OutcomeStream
+from xai_tasks._streams import OutcomeStream, Watch
 from xai_tasks._version import __version__
 
 __all__ = [
@@ -68,8 +68,10 @@ __all__ = [
     "TaskResult",
     "TaskStatus",
     "TaskTimedOutError",
+    "Update",
     "VideoRequest",
     "WaitTimeoutError",
+    "Watch",
     "XaiTasksError",
     "__version__",
     "wait_adaptive",

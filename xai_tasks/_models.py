@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from attrs import field, frozen
 
@@ -21,6 +21,7 @@ from xai_tasks._errors import (
     printable,
 )
 from xai_tasks._requests import Request
+from xai_tasks._schemas import OUTCOME_SCHEMA, TASK_SCHEMA, UPDATE_SCHEMA, JSONModel
 
 try:
     import orjson
@@ -66,8 +67,10 @@ def _status(value: str) -> TaskStatus:
 
 
 @frozen(repr=False)
-class TaskResult:
+class TaskResult(JSONModel):
     """A task, as the server described it in one answer."""
+
+    _JSON_SCHEMA: ClassVar[dict[str, Any]] = TASK_SCHEMA
 
     task_id: str
     """The id in the answer."""
@@ -210,6 +213,10 @@ class TaskResult:
             "traceId": self.trace_id,
         }
 
+    @classmethod
+    def _read(cls, value: object) -> Self:
+        return cls.from_raw(value) if isinstance(value, Mapping) else super()._read(value)
+
 
 def task_error(task: TaskResult, task_id: str) -> TaskError | None:
     """Return the error of an ended task, for the id that was asked for; None if there is none."""
@@ -220,8 +227,10 @@ def task_error(task: TaskResult, task_id: str) -> TaskError | None:
 
 
 @frozen
-class Outcome:
+class Outcome(JSONModel):
     """How the wait for one id of many ended."""
+
+    _JSON_SCHEMA: ClassVar[dict[str, Any]] = OUTCOME_SCHEMA
 
     task_id: str
     """The id that was asked for; the `repr` of one that is not a string."""
@@ -255,6 +264,58 @@ class Outcome:
                 f"the outcome of task {printable(self.task_id)!r} holds neither task nor error"
             )
         return self.task
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as JSON-ready data, with the task as the API wrote it.
+
+        An error becomes its class and message. The message is for the operator: it quotes what the
+        API answered.
+        """
+        return {
+            "taskId": self.task_id,
+            "index": self.index,
+            "ok": self.ok,
+            "task": self.task and self.task.to_dict(),
+            "error": _error_dict(self.error),
+            "request": self.request and self.request.to_json(),
+            "files": [str(path) for path in self.files],
+        }
+
+
+@frozen
+class Update(JSONModel):
+    """One id of many: an answer with another status, or how the wait for the id ended."""
+
+    _JSON_SCHEMA: ClassVar[dict[str, Any]] = UPDATE_SCHEMA
+
+    task_id: str
+    """The id that was asked for."""
+    index: int
+    """The id's position in the input, from 0; ids that are added later continue the count."""
+    task: TaskResult | None = None
+    """The last answer; None if there was none."""
+    error: XaiTasksError | None = field(default=None, eq=False)
+    """Why the wait ended without an ended task; None for a task that ended, in whatever way."""
+    final: bool = False
+    """Whether this is the last update of this id."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the update as JSON-ready data, with the task as the API wrote it.
+
+        An error becomes its class and message. The message is for the operator: it quotes what the
+        API answered.
+        """
+        return {
+            "taskId": self.task_id,
+            "index": self.index,
+            "final": self.final,
+            "task": self.task and self.task.to_dict(),
+            "error": _error_dict(self.error),
+        }
+
+
+def _error_dict(error: XaiTasksError | None) -> dict[str, str] | None:
+    return None if error is None else {"type": type(error).__name__, "message": str(error)}
 
 
 @frozen
