@@ -5,15 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
+from pathlib import Path
 
 import pytest
 from fakes import FakeClockLoop
+
+HERE = Path(__file__).parent
+SLOW_FOLDERS = {"cli", "examples", "realserver"}
+"""Their tests start programs, servers and browsers."""
 
 
 def pytest_configure(config):
     config.addinivalue_line(
         "markers", "fake_clock: runs by a clock that jumps over what would be waiting"
     )
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if SLOW_FOLDERS & set(item.path.relative_to(HERE).parts):
+            item.add_marker("slow")
 
 
 def pytest_asyncio_loop_factories(config, item):
@@ -39,6 +51,23 @@ def asyncio_complaints():
     yield complaints
     logger.removeHandler(complaints)
     assert complaints.messages == []
+
+
+_processes = []
+sys.addaudithook(
+    lambda event, args: (
+        event == "subprocess.Popen" and _processes.append(args[1])
+    )  # pragma: no branch
+)
+
+
+@pytest.fixture(autouse=True)
+def no_processes_in_quick_tests(request):
+    """Fail a test that starts a process and is not marked `slow`."""
+    before = len(_processes)
+    yield
+    if request.node.get_closest_marker("slow") is None:
+        assert _processes[before:] == [], "mark it pytest.mark.slow"
 
 
 class _Complaints(logging.Handler):

@@ -12,9 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="the benchmarks read /proc and pin processes"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.platform != "linux", reason="the benchmarks read /proc and pin processes"
+    ),
+]
 
 PAGE = """# A page
 

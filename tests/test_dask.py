@@ -29,6 +29,7 @@ from xai_tasks.dask import as_completed
 from xai_tasks.testing import Fault, TaskServer
 
 pytestmark = [
+    pytest.mark.slow,
     # What Dask itself leaves to the garbage collector on some platforms, or warns of on a busy machine.
     pytest.mark.filterwarnings("ignore:Port [0-9]+ is already in use:UserWarning"),
 ]

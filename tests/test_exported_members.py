@@ -100,6 +100,7 @@ def distributions_imported_by(statement):
     )
 
 
+@pytest.mark.slow
 def test_importing_brings_in_nothing_but_the_three_dependencies_and_theirs():
     theirs = distributions_imported_by("import aiohttp, attrs, tenacity")
 
@@ -107,6 +108,7 @@ def test_importing_brings_in_nothing_but_the_three_dependencies_and_theirs():
     assert ours - {"orjson"} == {"xai_tasks"}  # orjson where the extra `speed` is installed
 
 
+@pytest.mark.slow
 def test_importing_brings_in_neither_a_server_nor_a_test_kit_nor_the_command_line():
     loaded = in_a_fresh_interpreter(
         "import sys, json, xai_tasks; print(json.dumps(sorted(sys.modules)))"
@@ -118,6 +120,7 @@ def test_importing_brings_in_neither_a_server_nor_a_test_kit_nor_the_command_lin
     assert [name for name in loaded if name in unwanted] == []
 
 
+@pytest.mark.slow
 def test_importing_has_no_side_effects():
     before, after = in_a_fresh_interpreter(
         """
@@ -155,6 +158,7 @@ print(json.dumps([before, state()]))
     assert after == before
 
 
+@pytest.mark.slow
 def test_a_client_can_be_built_without_a_loop_and_leaves_nothing_behind():
     threads = in_a_fresh_interpreter(
         "import threading, json, xai_tasks; xai_tasks.TaskClient('sk'); print(json.dumps(threading.active_count()))"

@@ -488,6 +488,7 @@ def test_orjson_reads_what_the_standard_library_reads(body):
     assert parsed(body, _models.orjson) == parsed(body, None)
 
 
+@pytest.mark.slow
 def test_orjson_is_not_needed():
     program = """if True:
         import sys

@@ -13,6 +13,8 @@ from tenacity import wait_fixed
 from xai_tasks import PollPolicy, TaskClient
 from xai_tasks.testing import TaskServer
 
+pytestmark = pytest.mark.slow
+
 IDS = [f"task-{number}" for number in range(20)]
 
 

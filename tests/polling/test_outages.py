@@ -324,6 +324,7 @@ async def test_waits_for_a_server_gone_for_good_end_after_max_outage(gone):
     assert Counter(outcome.task_id for outcome in outcomes) == Counter(ids)
 
 
+@pytest.mark.slow
 async def test_of_twenty_thousand_ids_with_every_fifth_answer_spoiled_each_comes_once(server):
     odd = odd_answers("nobody")
     server.disturb(

@@ -123,6 +123,7 @@ async def test_unknown_file_is_404_also_after_reset(server, session):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extension", "kind"), [("mp4", b"MP4"), ("png", b"PNG image data, 64 x 64")]
 )

@@ -12,6 +12,8 @@ from raw_peer import connected
 
 from xai_tasks.testing import TaskServer, constant
 
+pytestmark = pytest.mark.slow
+
 openapi_schema_validator = pytest.importorskip("openapi_schema_validator")
 openapi_spec_validator = pytest.importorskip("openapi_spec_validator")
 schemathesis = pytest.importorskip("schemathesis")

@@ -9,6 +9,8 @@ import pytest
 
 import xai_tasks
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["pytester"]
 
 needs_anyio = pytest.mark.skipif(
