@@ -32,7 +32,7 @@ Prose between them.
 <!-- table: another -->
 <!-- end -->
 
-<!-- table: reach -->
+<!-- table: targets -->
 <!-- end -->
 
 The last line.
@@ -144,8 +144,8 @@ def test_the_writer_changes_only_what_stands_between_its_markers(
     expected = run_all.rewrite(PAGE, "one", run_all.render(result))
     assert page.read_text(encoding="utf-8") == run_all.rewrite(
         expected,
-        "reach",
-        "| benchmark | what | median | reach | |\n| --- | --- | ---: | ---: | --- |\n"
+        "targets",
+        "| benchmark | what | median | target | |\n| --- | --- | ---: | ---: | --- |\n"
         "| `one` | a ratio | 1.2 x | <= 1.15 | **missed** |",
     )
 
@@ -175,7 +175,7 @@ def test_a_table_tells_command_machine_versions_spread_reach_and_notes(run_all, 
     )
     assert lines == [
         "",
-        "| what | median | quartiles | rounds | reach | |",
+        "| what | median | quartiles | rounds | target | |",
         "| --- | ---: | ---: | ---: | ---: | --- |",
         "| a request | 75.5 us CPU | 70 to 80 | 5 |  |  |",
         "| a ratio | 1.2 x | 1.1 to 1.3 | 5 | <= 1.15 | **missed** |",

@@ -173,7 +173,7 @@ class _Stopwatch(wait_base):
 
 
 def _decision_cost(seed: int) -> float:
-    """Give microseconds; the least of five, as the machine has other work."""
+    """Return microseconds; the least of five, as the machine has other work."""
     strategy = wait_adaptive()
     simulate(strategy, durations("lognormal 45 s, sigma 0.5", 500, seed))
     figures = []
@@ -209,7 +209,7 @@ async def run_sockets(count: int, seed: int) -> None:
 
 
 async def _wait_for_all(wait: wait_base, lengths: list[float]) -> tuple[float, float]:
-    """Give polls for each task after the first poll, and the mean delay in seconds."""
+    """Return polls for each task after the first poll, and the mean delay in seconds."""
     async with (
         TaskServer(api_key="made-up-key") as server,
         TaskClient("made-up-key", base_url=server.url, poll=PollPolicy(wait=wait)) as client,

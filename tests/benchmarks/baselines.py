@@ -52,7 +52,7 @@ def decode(body: bytes) -> Task:
 
 
 def session() -> aiohttp.ClientSession:
-    """Give a session with aiohttp's defaults, which are 100 connections."""
+    """Return a session with aiohttp's defaults, which are 100 connections."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=CONNECTIONS),
         headers={"Authorization": "Bearer made-up-key"},
@@ -95,7 +95,7 @@ async def wait(
 ) -> Task:
     """Poll one task every `interval` seconds until it has ended: the loop that a user would write."""
 
-    async def look() -> Task:
+    async def request() -> Task:
         async with semaphore:
             return await get(http, url, task_id)
 
@@ -104,4 +104,4 @@ async def wait(
         wait=wait_fixed(interval),
         stop=stop_after_delay(7200),
     )
-    return await retrying(look)
+    return await retrying(request)

@@ -24,7 +24,7 @@ _MB = 2**20
 
 
 async def waiting(url: str, count: int) -> dict[str, Any]:
-    """Give the bytes that each id in `as_completed` holds beside itself."""
+    """Return the bytes that each id in `as_completed` holds beside itself."""
     ids = harness.task_ids(count)
     async with TaskClient(
         "made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=waiting_cost.LONG
@@ -51,7 +51,7 @@ async def _until_polled(
 
 
 async def coroutines(url: str, count: int) -> dict[str, Any]:
-    """Give the bytes that each id holds beside itself in a sleeping coroutine."""
+    """Return the bytes that each id holds beside itself in a sleeping coroutine."""
     ids = harness.task_ids(count)
     semaphore = asyncio.Semaphore(baselines.CONNECTIONS)
     polled = 0
@@ -87,7 +87,7 @@ async def coroutines(url: str, count: int) -> dict[str, Any]:
 
 
 async def passing(url: str, count: int, max_pending: int) -> dict[str, Any]:
-    """Give the peak of memory while `count` ids pass; each must come out once."""
+    """Return the peak of memory while `count` ids pass; each must come out once."""
     seen = bytearray(count)
 
     async def source() -> AsyncIterator[str]:
@@ -119,7 +119,7 @@ def run(options: argparse.Namespace, report: harness.Report) -> None:
 
 def _run_waiting(rounds: int, count: int, report: harness.Report) -> None:
     figures: dict[str, list[float]] = {"waiting": [], "coroutines": []}
-    with harness.serve(looks=None) as server:
+    with harness.serve(polls=None) as server:
         for number, name in itertools.product(range(rounds), figures):
             harness.progress(f"{name}, round {number + 1} of {rounds}")
             figures[name].append(harness.measure(name, url=server.url, count=count)["bytes"])
@@ -136,7 +136,7 @@ def _run_waiting(rounds: int, count: int, report: harness.Report) -> None:
 def _run_passing(count: int, report: harness.Report) -> None:
     few = 10_000
     peaks = {}
-    with harness.serve(looks=1) as server:
+    with harness.serve(polls=1) as server:
         for ids in (few, count):
             harness.progress(f"{ids:,} ids passing")
             result = harness.measure("passing", url=server.url, count=ids, max_pending=few)

@@ -1,6 +1,6 @@
 """What whole waits in bulk cost: CPU, memory and time, against the loop that a user would write.
 
-10,000 tasks that end at the third look, 2 s apart, in `as_completed` and in gathered tenacity loops, each in a process of its own; and
+10,000 tasks that end at the third poll, 2 s apart, in `as_completed` and in gathered tenacity loops, each in a process of its own; and
 the same with the results kept in a list, as `wait_all` and `gather` give it.
 """
 
@@ -63,7 +63,7 @@ def _client(url: str) -> TaskClient:
 
 
 async def _cost(wait: Any, count: int) -> dict[str, Any]:
-    """Give the CPU per id and the growth of memory at its peak, after a warm-up."""
+    """Return the CPU per id and the growth of memory at its peak, after a warm-up."""
     ids = harness.task_ids(count)
     await wait(harness.task_ids(200, count))
     before = harness.memory()
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace, report: harness.Report) -> None:
         "loops, kept": {"name": "loops", "keep": True},
     }
     results: dict[str, list[dict[str, float]]] = {label: [] for label in variants}
-    with harness.serve(looks=3) as server:
+    with harness.serve(polls=3) as server:
         for number, label in itertools.product(range(options.rounds), variants):
             harness.progress(f"{label}, round {number + 1} of {options.rounds}")
             results[label].append(harness.measure(**variants[label], url=server.url, count=count))

@@ -114,7 +114,7 @@ def _pairs(
 
 
 async def calls(count: int) -> dict[str, Any]:
-    """Give the microseconds of CPU that each way takes."""
+    """Return the microseconds of CPU that each way takes."""
     deadlines = Deadlines(30)
     other = asyncio.create_task(_hold(deadlines))
     await asyncio.sleep(0)
@@ -135,7 +135,7 @@ async def _cost(way: Callable[[], Awaitable[Any]], count: int) -> float:
 
 
 async def leaving(url: str, count: int, at_once: bool) -> dict[str, Any]:
-    """Give the longest block of the loop, in milliseconds, while a stream of `count` ids is closed."""
+    """Return the longest block of the loop, in milliseconds, while a stream of `count` ids is closed."""
     if at_once:
         xai_tasks._polling.poller._SLICE = count
     # A limit keeps polls out of it.
@@ -177,7 +177,7 @@ def _run_calls(rounds: int, count: int, report: harness.Report) -> None:
 
 def _run_leaving(rounds: int, count: int, report: harness.Report) -> None:
     results: dict[bool, list[float]] = {True: [], False: []}
-    with harness.serve(looks=None) as server:
+    with harness.serve(polls=None) as server:
         for number, at_once in itertools.product(range(rounds), results):
             harness.progress(f"leaving, round {number + 1} of {rounds}")
             result = harness.measure("leaving", url=server.url, count=count, at_once=at_once)

@@ -1,6 +1,6 @@
 """What the command line adds: CPU of `xai-tasks wait -i -` against `as_completed` called directly, and memory of `--resume`.
 
-`wait`: 100,000 ids, each ended at its first look, through pipes in and out of the program, against a program that loops over
+`wait`: 100,000 ids, each ended at its first poll, through pipes in and out of the program, against a program that loops over
 `as_completed` and drops what comes; whole processes, by turns. `resume`: a million ids that the output file holds already; the
 peak of the process's memory, and that of one with nothing to resume.
 """
@@ -49,7 +49,7 @@ def _run_wait(rounds: int, count: int, report: harness.Report) -> None:
         "`xai-tasks wait -i -`": ["-m", "xai_tasks", "wait", "-i", "-"],
     }
     figures: dict[str, list[float]] = {what: [] for what in commands}
-    with harness.serve(looks=1) as server:
+    with harness.serve(polls=1) as server:
         for number in range(rounds):
             for what, command in commands.items():
                 harness.progress(f"{what}, round {number + 1} of {rounds}")

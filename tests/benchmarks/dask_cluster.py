@@ -1,6 +1,6 @@
 """What a cluster on one machine gives over one process: ids per second and CPU, with 1, 2 and 4 workers.
 
-Tasks have ended at their first look, so nothing is waited for but the work itself. The workers' cluster is made and warmed up before the clock
+Tasks have ended at their first poll, so nothing is waited for but the work itself. The workers' cluster is made and warmed up before the clock
 starts. CPU is user and system of all processes that wait: of the one that reads the stream, which is Dask's scheduler too here, and of the
 workers. The server, on a core of its own where there are two, is not counted.
 """
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace, report: harness.Report) -> None:
     count = 20_000 // (10 if options.quick else 1)
     variants = {label: variant for label, variant in _VARIANTS.items() if options.only in label}
     results: dict[str, list[dict[str, float]]] = {label: [] for label in variants}
-    with harness.serve(looks=1) as server:
+    with harness.serve(polls=1) as server:
         for number, label in itertools.product(range(options.rounds), variants):
             harness.progress(f"{label}, round {number + 1} of {options.rounds}")
             arguments = {**variants[label], "url": server.url, "count": count}

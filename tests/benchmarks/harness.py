@@ -61,9 +61,9 @@ class Limit:
 class Api:
     """The API as cheap as Python gives it, so that it is the client that is measured."""
 
-    def __init__(self, looks: int | None, limit: Limit | None) -> None:
-        """Have each task ended at its `looks`-th look (None: never), and then again from the first."""
-        self.looks = looks
+    def __init__(self, polls: int | None, limit: Limit | None) -> None:
+        """Have each task ended at its `polls`-th poll (None: never), and then again from the first."""
+        self.polls = polls
         self.limit = limit
         self.seen: Counter[bytes] = Counter()
         self.started: float | None = None
@@ -74,7 +74,7 @@ class Api:
         self.head = b""
 
     def answer(self, head: bytes) -> bytes:
-        """Give the whole answer to one request."""
+        """Return the whole answer to one request."""
         now = time.monotonic()
         if now - self.dated >= 1:
             self.dated = now
@@ -99,10 +99,10 @@ class Api:
         return b"HTTP/1.1 200 OK\r\n%b%d\r\n\r\n%b" % (self.head, len(body), body)
 
     def has_ended(self, task_id: bytes) -> bool:
-        if self.looks is None or self.looks == 1:
-            return self.looks == 1
+        if self.polls is None or self.polls == 1:
+            return self.polls == 1
         self.seen[task_id] += 1
-        if self.seen[task_id] < self.looks:
+        if self.seen[task_id] < self.polls:
             return False
         del self.seen[task_id]
         return True
@@ -163,7 +163,7 @@ class Server:
 
 @contextlib.contextmanager
 def serve(**options: Any) -> Iterator[Server]:
-    """Run an `Api` pinned to the server's core: `looks`, and `limit` as the arguments of `Limit`."""
+    """Run an `Api` pinned to the server's core: `polls`, and `limit` as the arguments of `Limit`."""
     command = [sys.executable, __file__, json.dumps(options)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -179,7 +179,7 @@ def serve(**options: Any) -> Iterator[Server]:
 
 
 def task_ids(count: int, start: int = 0) -> list[str]:
-    """Give ids of a UUID's length."""
+    """Return ids of a UUID's length."""
     return [task_id(number) for number in range(start, start + count)]
 
 
@@ -190,7 +190,7 @@ def task_id(number: int) -> str:
 async def by_turns(
     works: Mapping[str, Callable[[], Awaitable[int]]], rounds: int
 ) -> dict[str, list[float]]:
-    """Give the microseconds of this process's CPU, user and system, per request, of each work in each round.
+    """Return the microseconds of this process's CPU, user and system, per request, of each work in each round.
 
     A work gives how many requests it has made. Each comes first, last and between as often as any other, and there is a round
     before the first, which warms up and is not counted.
@@ -210,7 +210,7 @@ async def by_turns(
 
 
 def memory() -> int:
-    """Give the bytes of RSS that this process holds now, once it has no garbage."""
+    """Return the bytes of RSS that this process holds now, once it has no garbage."""
     gc.collect()
     return _status("VmRSS")
 
@@ -221,7 +221,7 @@ def reset_peak() -> None:
 
 
 def peak_memory() -> int:
-    """Give the most bytes of RSS that this process has held since `reset_peak`."""
+    """Return the most bytes of RSS that this process has held since `reset_peak`."""
     return _status("VmHWM")
 
 
@@ -310,20 +310,20 @@ class Report:
         at_most: float | None = None,
         at_least: float | None = None,
     ) -> None:
-        """Add the median and the quartiles of `values`, one from each round, and what was to be reached."""
+        """Add the median and the quartiles of `values`, one from each round, and the target."""
         result = spread(values)
-        reach = None if at_most is None and at_least is None else True
+        reached = None if at_most is None and at_least is None else True
         if at_most is not None:
-            reach = result.median <= at_most
+            reached = result.median <= at_most
         if at_least is not None:
-            reach = result.median >= at_least
+            reached = result.median >= at_least
         self.rows.append(
             {"what": what, "unit": unit, **result._asdict(), "values": values}
-            | {"at_most": at_most, "at_least": at_least, "reached": reach}
+            | {"at_most": at_most, "at_least": at_least, "reached": reached}
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Give all that is known, also each round's figure."""
+        """Return all that is known, also each round's figure."""
         return {
             "benchmark": self.name,
             "command": self.command,
@@ -339,13 +339,13 @@ class Report:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Give a report's rows as a Markdown table."""
+    """Return a report's rows as a Markdown table."""
     lines = [
-        "| what | median | quartiles | rounds | reach | |",
+        "| what | median | quartiles | rounds | target | |",
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in rows:
-        bound, verdict = reach(row)
+        bound, verdict = target(row)
         lines.append(
             f"| {row['what']} | {figure(row['median'])} {row['unit']} | {figure(row['low'])} to "
             f"{figure(row['high'])} | {row['rounds']} | {bound} | {verdict} |"
@@ -353,8 +353,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def reach(row: dict[str, Any]) -> tuple[str, str]:
-    """Give what a row was to reach, and whether it did."""
+def target(row: dict[str, Any]) -> tuple[str, str]:
+    """Return the target of a row, and whether it was reached."""
     bound = f"<= {row['at_most']:,g}" if row["at_most"] is not None else ""
     if row["at_least"] is not None:
         bound = f">= {row['at_least']:,g}"
@@ -366,7 +366,7 @@ def figure(value: float) -> str:
 
 
 def processor() -> str:
-    """Give the processor's name, as the kernel knows it."""
+    """Return the processor's name, as the kernel knows it."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "model name":
@@ -375,7 +375,7 @@ def processor() -> str:
 
 
 def versions(also: tuple[str, ...]) -> dict[str, str]:
-    """Give the versions that all figures depend on, and those of the packages in `also`."""
+    """Return the versions that all figures depend on, and those of the packages in `also`."""
     names = ("xai_tasks", "aiohttp", "attrs", "tenacity", "orjson", *also)
     found = {"Python": platform.python_version()}
     for name in names:
@@ -444,5 +444,5 @@ if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
     rate_limit = settings.get("limit")
     asyncio.run(
-        _serve(Api(settings.get("looks"), None if rate_limit is None else Limit(**rate_limit)))
+        _serve(Api(settings.get("polls"), None if rate_limit is None else Limit(**rate_limit)))
     )

@@ -34,7 +34,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 async def notice(url: str, count: int) -> dict[str, Any]:
-    """Give the milliseconds from an answer to the coroutine that waits for it, for `count` waits that end at the second look."""
+    """Return the milliseconds from an answer to the coroutine that waits for it, for `count` waits that end at the second poll."""
     arrived: dict[str, float] = {}
     delays: list[float] = []
 
@@ -68,7 +68,7 @@ async def notice(url: str, count: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def watched() -> AsyncIterator[list[float]]:
-    """Give the seconds by which a task that sleeps a millisecond at a time is late, each time."""
+    """Return the seconds by which a task that sleeps a millisecond at a time is late, each time."""
     late: list[float] = []
 
     async def watch() -> None:
@@ -97,7 +97,7 @@ def _client(url: str) -> TaskClient:
 
 
 async def waiting(url: str, count: int, seconds: float) -> dict[str, Any]:
-    """Give the loop's blocks in milliseconds: `count` ids enter `as_completed`, are polled for `seconds`, and leave."""
+    """Return the loop's blocks in milliseconds: `count` ids enter `as_completed`, are polled for `seconds`, and leave."""
     ids = harness.task_ids(count)
     async with _client(url) as client:
 
@@ -112,13 +112,13 @@ async def waiting(url: str, count: int, seconds: float) -> dict[str, Any]:
 
 
 async def uncollected(url: str, count: int, seconds: float) -> dict[str, Any]:
-    """Give the same without Python's garbage collector, to tell its part from the library's."""
+    """Return the same without Python's garbage collector, to tell its part from the library's."""
     gc.disable()
     return await waiting(url, count, seconds)
 
 
 async def collections(url: str, count: int, seconds: float, setting: str) -> dict[str, Any]:
-    """Give the milliseconds of all garbage collections, and of the longest, while `count` ids enter and wait for `seconds` more.
+    """Return the milliseconds of all garbage collections, and of the longest, while `count` ids enter and wait for `seconds` more.
 
     `full` is one of everything that is asked for at the end. The settings are `default`; `threshold`, which puts full collections
     off; and `freeze`: `gc.freeze()` once all ids wait.
@@ -156,7 +156,7 @@ async def collections(url: str, count: int, seconds: float, setting: str) -> dic
 
 
 async def gathered(url: str, count: int, seconds: float) -> dict[str, Any]:
-    """Give the same for `count` calls of `wait`, begun 100 at a time as requests come in, and cancelled so."""
+    """Return the same for `count` calls of `wait`, begun 100 at a time as requests come in, and cancelled so."""
     async with _client(url) as client:
 
         async def work() -> None:
@@ -178,7 +178,7 @@ async def gathered(url: str, count: int, seconds: float) -> dict[str, Any]:
 
 
 async def bare(url: str, count: int, seconds: float) -> dict[str, Any]:
-    """Give the same for bare requests over 100 connections, for as long."""
+    """Return the same for bare requests over 100 connections, for as long."""
     until = time.perf_counter() + seconds
     ids = itertools.takewhile(
         lambda _: time.perf_counter() < until, itertools.cycle(harness.task_ids(count))
@@ -200,7 +200,7 @@ def run(options: argparse.Namespace, report: harness.Report) -> None:
 
 def _run_notice(rounds: int, count: int, report: harness.Report) -> None:
     results = []
-    with harness.serve(looks=2) as server:
+    with harness.serve(polls=2) as server:
         for number in range(rounds):
             harness.progress(f"notice, round {number + 1} of {rounds}")
             results.append(harness.measure("notice", url=server.url, count=count))
@@ -219,7 +219,7 @@ def _run_blocks(rounds: int, count: int, seconds: float, report: harness.Report)
         "bare": "bare requests",
     }
     results: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
-    with harness.serve(looks=None) as server:
+    with harness.serve(polls=None) as server:
         for number, name in itertools.product(range(rounds), variants):
             harness.progress(f"blocks, {name}, round {number + 1} of {rounds}")
             results[name].append(
@@ -247,7 +247,7 @@ def _run_collections(rounds: int, count: int, seconds: float, report: harness.Re
         "freeze": "`gc.freeze()`",
     }
     results: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
-    with harness.serve(looks=None) as server:
+    with harness.serve(polls=None) as server:
         for number, name in itertools.product(range(rounds), settings):
             harness.progress(f"collections, {name}, round {number + 1} of {rounds}")
             arguments = {"url": server.url, "count": count, "seconds": seconds, "setting": name}

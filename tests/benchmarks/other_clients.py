@@ -48,7 +48,7 @@ def generate(folder: Path) -> str | None:
 
 
 def httpx_client(url: str) -> httpx.AsyncClient:
-    """Give a client with as many connections as the others have, which it keeps while it is not its turn."""
+    """Return a client with as many connections as the others have, which it keeps while it is not its turn."""
     most = baselines.CONNECTIONS
     limits = httpx.Limits(
         max_connections=most, max_keepalive_connections=most, keepalive_expiry=None
@@ -66,7 +66,7 @@ async def httpx_get(client: httpx.AsyncClient, task_id: str) -> baselines.Task:
 
 
 def generated_client(folder: Path, url: str) -> tuple[Any, Callable[[str], Awaitable[Any]]]:
-    """Give the client that `generate` made, with its defaults, and a function that makes one request with it."""
+    """Return the client that `generate` made, with its defaults, and a function that makes one request with it."""
     sys.path.append(str(folder))
     (operation,) = (folder / _PACKAGE / "api").glob("*/*_get_task_result.py")
     module = importlib.import_module(f"{_PACKAGE}.api.{operation.parent.name}.{operation.stem}")

@@ -114,10 +114,10 @@ def run(options: argparse.Namespace, report: harness.Report) -> None:
 
 
 def _round(limit: dict[str, float], count: int) -> dict[str, dict[str, Any]]:
-    """Give what the servers counted while a client of each finder ran."""
+    """Return what the servers counted while a client of each finder ran."""
     with contextlib.ExitStack() as stack:
         servers = {
-            finder: stack.enter_context(harness.serve(looks=1, limit=limit)) for finder in _FINDERS
+            finder: stack.enter_context(harness.serve(polls=1, limit=limit)) for finder in _FINDERS
         }
         children = {}
         for finder, server in servers.items():

@@ -1,9 +1,9 @@
 """What one request costs: CPU of the client's process, against bare aiohttp and what else one would use.
 
-Four parts; in the first three, all that is compared takes turns in one process, over 100 connections. `get`: one look by `TaskClient.get`, with orjson
+Four parts; in the first three, all that is compared takes turns in one process, over 100 connections. `get`: one poll by `TaskClient.get`, with orjson
 and without, and a bare request in tenacity. `bulk`: a poll in `as_completed`, and in gathered tenacity loops; of tasks that have ended at the
-first look, and of tasks that end at the tenth. `httpx`: `TaskClient.get`, httpx, and a client generated from the API document.
-`profile`: in whose code a poll's time goes, as cProfile sees it, for tasks that end at the tenth look.
+first poll, and of tasks that end at the tenth. `httpx`: `TaskClient.get`, httpx, and a client generated from the API document.
+`profile`: in whose code a poll's time goes, as cProfile sees it, for tasks that end at the tenth poll.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import xai_tasks._models
 from xai_tasks import PollPolicy, TaskClient, wait_adaptive
 
 _INTERVAL = 0.005
-"""Seconds between two looks: far less than a round of looks at all ids takes (50 ms at 500 ids), so that requests are always due."""
+"""Seconds between two polls: far less than a round of polls at all ids takes (50 ms at 500 ids), so that requests are always due."""
 _HTTPX_SHARE = 10
 """httpx makes one request where the others make this many: it takes tens of times as long."""
 
@@ -44,7 +44,7 @@ def _client(url: str) -> TaskClient:
 
 
 async def get(url: str, count: int, rounds: int) -> dict[str, Any]:
-    """Give the cost of single looks."""
+    """Return the cost of single polls."""
     ids = harness.task_ids(count)
     semaphore = asyncio.Semaphore(baselines.CONNECTIONS)
     async with _client(url) as client, baselines.session() as session:
@@ -72,35 +72,35 @@ async def get(url: str, count: int, rounds: int) -> dict[str, Any]:
         return await harness.by_turns(works, rounds)
 
 
-async def bulk(url: str, count: int, looks: int, rounds: int) -> dict[str, Any]:
-    """Give the cost of polls, `count` in all."""
-    ids = harness.task_ids(count // looks)
+async def bulk(url: str, count: int, polls: int, rounds: int) -> dict[str, Any]:
+    """Return the cost of polls, `count` in all."""
+    ids = harness.task_ids(count // polls)
     semaphore = asyncio.Semaphore(baselines.CONNECTIONS)
     async with _client(url) as client, baselines.session() as session:
 
         async def bare() -> int:
-            for _ in range(looks):
+            for _ in range(polls):
                 await baselines.get_all(session, url, ids)
-            return looks * len(ids)
+            return polls * len(ids)
 
         async def ours() -> int:
             before = client.stats.requests
             async with client.as_completed(ids, max_pending=len(ids)) as stream:
                 async for outcome in stream:
                     assert outcome.ok
-            assert client.stats.requests - before == looks * len(ids)
-            return looks * len(ids)
+            assert client.stats.requests - before == polls * len(ids)
+            return polls * len(ids)
 
         async def loops() -> int:
             waits = (baselines.wait(session, url, task_id, semaphore, _INTERVAL) for task_id in ids)
             assert all(task.status == "completed" for task in await asyncio.gather(*waits))
-            return looks * len(ids)
+            return polls * len(ids)
 
         return await harness.by_turns({"bare": bare, "ours": ours, "loops": loops}, rounds)
 
 
 async def httpx(url: str, count: int, rounds: int, folder: str | None) -> dict[str, Any]:
-    """Give the cost of single looks by other clients; `folder` holds a generated one."""
+    """Return the cost of single polls by other clients; `folder` holds a generated one."""
     import other_clients  # noqa: PLC0415 -- the other measurements are not to carry httpx along
 
     ids = harness.task_ids(count)
@@ -135,9 +135,9 @@ async def httpx(url: str, count: int, rounds: int, folder: str | None) -> dict[s
         return await harness.by_turns(works, rounds)
 
 
-async def profile(url: str, count: int, looks: int) -> dict[str, Any]:
-    """Give the share of each package, or of each module of ours, in the time of polls in bulk, in per cent."""
-    ids = harness.task_ids(count // looks)
+async def profile(url: str, count: int, polls: int) -> dict[str, Any]:
+    """Return the share of each package, or of each module of ours, in the time of polls in bulk, in per cent."""
+    ids = harness.task_ids(count // polls)
     profiler = cProfile.Profile(time.process_time)
     async with _client(url) as client:
         await client.wait_all(ids)
@@ -147,12 +147,12 @@ async def profile(url: str, count: int, looks: int) -> dict[str, Any]:
     shares: defaultdict[str, float] = defaultdict(float)
     for entry in profiler.getstats():
         shares[_whose(entry.code)] += entry.inlinetime
-    dearest = sorted(shares, key=shares.__getitem__, reverse=True)
-    return {name: 100 * shares[name] / sum(shares.values()) for name in dearest}
+    most = sorted(shares, key=shares.__getitem__, reverse=True)
+    return {name: 100 * shares[name] / sum(shares.values()) for name in most}
 
 
 def _whose(code: CodeType | str) -> str:
-    """Say whose code a function is; one that is written in C is known by its name alone."""
+    """Return whose code a function is; one that is written in C is known by its name alone."""
     path, name = (Path(), code) if isinstance(code, str) else (Path(code.co_filename), "")
     if path.is_relative_to(Path(xai_tasks.__file__).parent):
         return f"`{path.stem}`"
@@ -176,8 +176,8 @@ def run(options: argparse.Namespace, report: harness.Report) -> None:
     if options.only in "get":
         _run_get(more * options.rounds, 2_000 // scale, report)
     if options.only in "bulk":
-        for looks, when in ((1, "first"), (10, "tenth")):
-            _run_bulk((more + 1) // 2 * options.rounds, 5_000 // scale, looks, when, report)
+        for polls, when in ((1, "first"), (10, "tenth")):
+            _run_bulk((more + 1) // 2 * options.rounds, 5_000 // scale, polls, when, report)
     if options.only in "httpx":
         _run_httpx(options.rounds, 10_000 // scale, report)
     if options.only in "profile":
@@ -186,7 +186,7 @@ def run(options: argparse.Namespace, report: harness.Report) -> None:
 
 def _run_get(rounds: int, count: int, report: harness.Report) -> None:
     harness.progress(f"get, {rounds} rounds")
-    with harness.serve(looks=1) as server:
+    with harness.serve(polls=1) as server:
         figures = harness.measure("get", url=server.url, count=count, rounds=rounds)
     add = partial(_add, report, figures)
     add("bare aiohttp", "bare")
@@ -208,12 +208,12 @@ def _run_get(rounds: int, count: int, report: harness.Report) -> None:
     )
 
 
-def _run_bulk(rounds: int, count: int, looks: int, when: str, report: harness.Report) -> None:
-    harness.progress(f"bulk, tasks ended at the {when} look, {rounds} rounds")
-    with harness.serve(looks=looks) as server:
-        figures = harness.measure("bulk", url=server.url, count=count, looks=looks, rounds=rounds)
+def _run_bulk(rounds: int, count: int, polls: int, when: str, report: harness.Report) -> None:
+    harness.progress(f"bulk, tasks ended at the {when} poll, {rounds} rounds")
+    with harness.serve(polls=polls) as server:
+        figures = harness.measure("bulk", url=server.url, count=count, polls=polls, rounds=rounds)
     add = partial(_add, report, figures)
-    end = f", ended at the {when} look"
+    end = f", ended at the {when} poll"
     add(f"bare aiohttp{end}", "bare")
     add(f"a poll in bulk{end}", "ours")
     add(f"a poll in bulk against bare{end}", "ours", "bare", at_most=1.15)
@@ -225,7 +225,7 @@ def _run_httpx(rounds: int, count: int, report: harness.Report) -> None:
     import other_clients  # noqa: PLC0415 -- as above
 
     harness.progress(f"httpx, {rounds} rounds")
-    with tempfile.TemporaryDirectory() as folder, harness.serve(looks=1) as server:
+    with tempfile.TemporaryDirectory() as folder, harness.serve(polls=1) as server:
         missing = other_clients.generate(Path(folder))
         arguments = {"url": server.url, "count": count, "rounds": rounds}
         figures = harness.measure("httpx", **arguments, folder=None if missing else folder)
@@ -243,9 +243,9 @@ def _run_httpx(rounds: int, count: int, report: harness.Report) -> None:
 
 def _run_profile(rounds: int, count: int, report: harness.Report) -> None:
     harness.progress(f"profile, {rounds} rounds")
-    with harness.serve(looks=10) as server:
+    with harness.serve(polls=10) as server:
         results = [
-            harness.measure("profile", url=server.url, count=count, looks=10) for _ in range(rounds)
+            harness.measure("profile", url=server.url, count=count, polls=10) for _ in range(rounds)
         ]
     for name in results[0]:
         shares = [result.get(name, 0.0) for result in results]

@@ -33,7 +33,7 @@ _PAGE = _HERE.parents[1] / "docs" / "performance.md"
 
 
 def render(result: dict[str, Any]) -> str:
-    """Give what the page shows of one benchmark's results: where and how they were got, the table, notes."""
+    """Return what the page shows of one benchmark's results: where and how they were got, the table, notes."""
     before, after = (load[0] for load in result["load"])
     how = f"`{result['command']}`, {result['date']}, {result['seconds'] / 60:.0f} min"
     machine = f"{result['cores']} cores ({result['processor']}); load before and after: {before:.2f}, {after:.2f}"
@@ -44,7 +44,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def rewrite(page: str, name: str, content: str) -> str:
-    """Give `page` with `content` between the markers of `name`, which must be there once.
+    """Return `page` with `content` between the markers of `name`, which must be there once.
 
     Raises:
         LookupError: they are not.
@@ -75,13 +75,13 @@ def measure(name: str, arguments: list[str], results: Path) -> bool:
 
 
 def summarize(results: list[dict[str, Any]]) -> str:
-    """Give the rows of all benchmarks that were to reach something, as a table."""
-    lines = ["| benchmark | what | median | reach | |", "| --- | --- | ---: | ---: | --- |"]
+    """Return the rows of all benchmarks that have a target, as a table."""
+    lines = ["| benchmark | what | median | target | |", "| --- | --- | ---: | ---: | --- |"]
     for result in results:
         for row in result["rows"]:
             if row["reached"] is not None:
                 median = f"{harness.figure(row['median'])} {row['unit']}"
-                bound, verdict = harness.reach(row)
+                bound, verdict = harness.target(row)
                 lines.append(
                     f"| `{result['benchmark']}` | {row['what']} | {median} | {bound} | {verdict} |"
                 )
@@ -89,7 +89,7 @@ def summarize(results: list[dict[str, Any]]) -> str:
 
 
 def write_tables(names: list[str], results: Path, page: Path) -> None:
-    """Put the results of `names` into the page, and what all that are kept have reached."""
+    """Write the results of `names` into the page, and all targets."""
     text = page.read_text(encoding="utf-8")
     kept = {}
     for name in BENCHMARKS:
@@ -98,7 +98,7 @@ def write_tables(names: list[str], results: Path, page: Path) -> None:
             kept[name] = json.loads(file.read_text(encoding="utf-8"))
     for name in names:
         text = rewrite(text, name, render(kept[name]))
-    text = rewrite(text, "reach", summarize(list(kept.values())))
+    text = rewrite(text, "targets", summarize(list(kept.values())))
     page.write_text(text, encoding="utf-8")
 
 

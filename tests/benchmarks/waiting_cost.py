@@ -40,12 +40,12 @@ def streamed(client: TaskClient, ids: list[str]) -> asyncio.Future[Any]:
 
 
 async def gather(url: str, count: int, what: str) -> dict[str, Any]:
-    """Give microseconds or bytes for each call of `wait`."""
+    """Return microseconds or bytes for each call of `wait`."""
     return await _cost(url, count, what, gathered)
 
 
 async def bulk(url: str, count: int, what: str) -> dict[str, Any]:
-    """Give microseconds or bytes for each id in `as_completed`."""
+    """Return microseconds or bytes for each id in `as_completed`."""
     return await _cost(url, count, what, streamed)
 
 
@@ -56,7 +56,7 @@ async def _cost(url: str, count: int, what: str, start: Start) -> dict[str, Any]
 
 
 async def _set_up(url: str, ids: list[str], start: Start) -> float:
-    """Give the CPU for each id until all are in rotation; a rate limit keeps polls out of it."""
+    """Return the CPU for each id until all are in rotation; a rate limit keeps polls out of it."""
     async with TaskClient("made-up-key", base_url=url, rate_limit=1, poll=LONG) as client:
         begun = time.process_time()
         waits = start(client, ids)
@@ -68,7 +68,7 @@ async def _set_up(url: str, ids: list[str], start: Start) -> float:
 
 
 async def _memory(url: str, ids: list[str], start: Start) -> float:
-    """Give the memory for each id once all have been polled."""
+    """Return the memory for each id once all have been polled."""
     async with TaskClient(
         "made-up-key", base_url=url, max_concurrency=baselines.CONNECTIONS, poll=LONG
     ) as client:
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace, report: harness.Report) -> None:
     figures: dict[str, list[dict[str, float]]] = {
         name: [] for name in _REACH if options.only in name
     }
-    with harness.serve(looks=None) as server:
+    with harness.serve(polls=None) as server:
         for number, (name, results) in itertools.product(range(options.rounds), figures.items()):
             harness.progress(f"{name}, round {number + 1} of {options.rounds}")
             # A process for each: what one leaves behind in memory, the other would use.

@@ -42,7 +42,7 @@ class App:
         return web.json_response({"pong": True})
 
     async def state(self, request: web.Request) -> web.Response:
-        """Tell what the process has open."""
+        """Return what the process has open."""
         files = [
             str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()
         ]

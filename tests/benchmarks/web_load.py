@@ -97,7 +97,7 @@ class _App:
             await asyncio.sleep(0.005)
 
     async def p99(self) -> float:
-        """Give the 99th percentile of an idle endpoint's milliseconds."""
+        """Return the 99th percentile of an idle endpoint's milliseconds."""
         loop, took = asyncio.get_running_loop(), []
         until = loop.time() + _WINDOW
         while loop.time() < until:
@@ -139,7 +139,7 @@ async def _app(url: str) -> Any:
 
 
 async def polls(url: str, count: int) -> dict[str, Any]:
-    """Give the other endpoint's time before and while `count` long polls wait."""
+    """Return the other endpoint's time before and while `count` long polls wait."""
     async with _app(url) as app:
         idle = await app.p99()
         began = time.monotonic()
@@ -154,7 +154,7 @@ async def polls(url: str, count: int) -> dict[str, Any]:
 
 
 async def hang_ups(url: str, count: int, quitters: int) -> dict[str, Any]:
-    """Give the seconds until nothing is left of `quitters` of `count` long polls, and then of all others."""
+    """Return the seconds until nothing is left of `quitters` of `count` long polls, and then of all others."""
     async with _app(url) as app:
         before = await app.state()
         browsers = await app.long_polls(count)
@@ -183,7 +183,7 @@ def _run_polls(rounds: int, crowd: int, report: harness.Report) -> None:
     for number, count in itertools.product(range(rounds), results):
         harness.progress(f"{count} long polls, round {number + 1} of {rounds}")
         with (
-            harness.serve(looks=_LOOKS) as server,
+            harness.serve(polls=_LOOKS) as server,
             harness.Child("polls", {"url": server.url, "count": count}, pinned=False) as child,
         ):
             result = child.result()
