@@ -1,4 +1,4 @@
-"""The stream over a cluster: on workers of this process where its parts are the point, on processes where the whole is."""
+"""The stream over a cluster: mostly with workers in this process, at the end with processes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from xai_tasks import (
     ConfigurationError,
     PollPolicy,
     TaskClient,
+    VideoRequest,
     WaitTimeoutError,
 )
 from xai_tasks.dask import as_completed
@@ -30,7 +31,7 @@ from xai_tasks.testing import Fault, TaskServer
 
 pytestmark = [
     pytest.mark.slow,
-    # What Dask itself leaves to the garbage collector on some platforms, or warns of on a busy machine.
+    # Dask warns so on a busy machine.
     pytest.mark.filterwarnings("ignore:Port [0-9]+ is already in use:UserWarning"),
 ]
 
@@ -74,7 +75,7 @@ async def dask():
 
 @pytest.fixture
 def stream(dask, server):
-    """Give a function that makes a stream which has all that it needs but ids."""
+    """Return a function that makes a stream of the ids it is given."""
 
     def make(ids, **options):
         return as_completed(
@@ -86,7 +87,7 @@ def stream(dask, server):
 
 @pytest.fixture
 def clients(monkeypatch):
-    """Collect what clients are made on the workers."""
+    """Collect the clients that are made on the workers."""
     made = []
 
     class Client(TaskClient):
@@ -111,7 +112,7 @@ def workers_of(client):
 
 
 def plugins(client):
-    """Give the workers' parts of all streams."""
+    """Return the workers' plugins of all streams."""
     found = [worker.plugins.values() for worker in workers_of(client)]
     return [
         plugin for each in found for plugin in each if type(plugin).__module__ == "xai_tasks.dask"
@@ -140,7 +141,7 @@ def add(server, count, *steps):
     ]
 
 
-async def test_outcomes_are_those_of_the_local_stream(server, stream):
+async def test_outcomes_equal_those_of_the_local_stream(server, stream):
     ids = [
         *add(server, 30),
         "",
@@ -166,11 +167,57 @@ async def test_outcomes_are_those_of_the_local_stream(server, stream):
     ]
 
 
-async def test_nothing_to_wait_for_ends_at_once(stream):
+def nested(depth):
+    value = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+async def test_deeply_nested_results_pass(server, stream):
+    ids = [
+        server.add("done", result=nested(900)),
+        server.add("failed", failed=("no", 1)),
+        server.add("running", [("processing", None)]),
+    ]
+    server.fault("failed", Fault.body(of_task("failed", "failed", nested(900))))
+    server.fault("running", Fault.body(of_task("running", "processing", nested(900))))
+    policy = PollPolicy(wait=wait_fixed(5), timeout=0.5)
+
+    outcomes = {outcome.task_id: outcome for outcome in await collect(stream(ids, poll=policy))}
+
+    assert outcomes["done"].task.result == nested(900)
+    assert outcomes["failed"].error.task.result == nested(900)
+    assert outcomes["failed"].task is outcomes["failed"].error.task
+    assert outcomes["running"].error.last.result == nested(900)
+
+
+def of_task(task_id, status, result):
+    return json.dumps({"taskId": task_id, "status": status, "result": result}).encode()
+
+
+async def test_numbers_and_text_pass_unchanged(server, stream):
+    body = b'{"taskId":"a","status":"completed","result":[1e999,%s,"\\ud800",1.5]}' % (b"9" * 30)
+    server.fault("a", Fault.body(body))
+
+    (outcome,) = await collect(stream(["a"]))
+
+    assert outcome.task.result == [float("inf"), int("9" * 30), "\ud800", 1.5]
+
+
+async def test_requests_are_refused(server, stream):
+    outcomes = []
+    with pytest.raises(TypeError, match="submit"):
+        async for outcome in stream([*add(server, 1), VideoRequest("a cat")]):
+            outcomes.append(outcome.task_id)
+    assert outcomes == ["task-0"]
+
+
+async def test_empty_source_ends_at_once(stream):
     assert await collect(stream([])) == []
 
 
-async def test_an_outcome_comes_while_others_of_its_chunk_are_waited_for(server, stream):
+async def test_outcomes_do_not_wait_for_their_chunk(server, stream):
     slow, quick = server.add("slow", [("processing", None)]), server.add("quick")
 
     async with stream([slow, quick]) as outcomes:
@@ -181,7 +228,7 @@ async def test_an_outcome_comes_while_others_of_its_chunk_are_waited_for(server,
     assert [first.task_id, second.task_id] == ["quick", "slow"]
 
 
-async def test_a_straggler_holds_its_own_place_and_no_more(server, stream):
+async def test_slow_task_delays_no_other(server, stream):
     ids = [server.add("slow", [("processing", None)]), *add(server, 100)]
 
     async with stream(ids, chunk_size=5) as outcomes:
@@ -206,7 +253,7 @@ async def test_ids_are_pulled_as_there_is_room(server, stream):
         assert len(taken) <= len(pulled) <= len(taken) + 3 * 30 + 2 * 3
 
 
-async def test_ids_of_a_slow_source_are_handed_out_as_they_come(server, stream):
+async def test_slow_source_is_handed_out_as_it_comes(server, stream):
     ids = add(server, 3)
     seen = asyncio.Queue()
 
@@ -222,7 +269,7 @@ async def test_ids_of_a_slow_source_are_handed_out_as_they_come(server, stream):
     assert seen.empty()
 
 
-async def test_what_the_source_raises_comes_after_the_ids_it_gave(server, stream):
+async def test_source_error_comes_after_its_ids(server, stream):
     ids = add(server, 3, ("processing", 0.5))
 
     def source():
@@ -236,7 +283,7 @@ async def test_what_the_source_raises_comes_after_the_ids_it_gave(server, stream
     assert sorted(outcomes) == ids
 
 
-async def test_a_source_whose_own_task_was_cancelled_does_not_hang_the_stream(server, stream):
+async def test_cancelled_source_ends_the_stream(server, stream):
     async def source():
         yield server.add("a")
         raise asyncio.CancelledError
@@ -245,13 +292,13 @@ async def test_a_source_whose_own_task_was_cancelled_does_not_hang_the_stream(se
         await collect(stream(source()))
 
 
-async def test_a_refused_key_is_raised(server, stream):
+async def test_refused_key_is_raised(server, stream):
     with pytest.raises(AuthenticationError):
         await collect(stream(add(server, 50), api_key="another-key"))
     await quiet(server)
 
 
-async def test_outcomes_that_came_before_the_key_was_refused_are_given(server, stream):
+async def test_outcomes_before_a_refused_key_are_yielded(server, stream):
     async def source():
         yield server.add("a")
         await server.wait_for_requests(1, "a")
@@ -265,28 +312,26 @@ async def test_outcomes_that_came_before_the_key_was_refused_are_given(server, s
     assert await collect(outcomes) == []
 
 
-async def test_key_and_address_may_be_the_workers_own(server, stream, monkeypatch):
+async def test_workers_environment_provides_key_and_url(server, stream, monkeypatch):
     monkeypatch.setenv("MOUNTSEA_API_KEY", KEY)
     monkeypatch.setenv("MOUNTSEA_BASE_URL", server.url)
     outcomes = await collect(stream(add(server, 3), api_key=None, base_url=None))
     assert [outcome.ok for outcome in outcomes] == [True] * 3
 
 
-async def test_a_worker_without_a_key_is_an_error(server, stream, monkeypatch):
+async def test_worker_without_key_is_an_error(server, stream, monkeypatch):
     monkeypatch.delenv("MOUNTSEA_API_KEY", raising=False)
     with pytest.raises(ConfigurationError, match="MOUNTSEA_API_KEY"):
         await collect(stream(add(server, 3), api_key=None))
 
 
-async def test_a_function_may_give_the_key(server, stream):
+async def test_key_function(server, stream):
     key = KEY  # closed over: such a function is pickled by value
     outcomes = await collect(stream(add(server, 3), api_key=lambda: key))
     assert [outcome.ok for outcome in outcomes] == [True] * 3
 
 
-async def test_what_the_key_function_raises_is_raised_and_not_taken_for_a_lost_worker(
-    server, stream
-):
+async def test_key_functions_oserror_is_raised(server, stream):
     def vault():
         raise OSError("the vault is sealed")
 
@@ -294,7 +339,7 @@ async def test_what_the_key_function_raises_is_raised_and_not_taken_for_a_lost_w
         await collect(stream(add(server, 3), api_key=vault))
 
 
-async def test_a_wait_ends_with_the_policys_time(server, stream):
+async def test_policys_timeout_ends_a_wait(server, stream):
     ids = [server.add("slow", [("processing", None)]), *add(server, 3)]
     policy = PollPolicy(wait=wait_fixed(0.05), timeout=0.5)
     outcomes = {outcome.task_id: outcome for outcome in await collect(stream(ids, poll=policy))}
@@ -305,7 +350,7 @@ async def test_a_wait_ends_with_the_policys_time(server, stream):
 # Ends.
 
 
-async def test_break_ends_the_work_on_the_workers(dask, server, stream):
+async def test_break_stops_the_workers(dask, server, stream):
     ids = [server.add("a"), *add(server, 100, ("processing", None))]
     outcomes = stream(ids)
 
@@ -318,7 +363,7 @@ async def test_break_ends_the_work_on_the_workers(dask, server, stream):
     assert await collect(outcomes) == []
 
 
-async def test_a_closed_stream_is_exhausted(dask, server, stream):
+async def test_closed_stream_is_exhausted(dask, server, stream):
     outcomes = stream([server.add("a"), *add(server, 10, ("processing", None))])
     await anext(outcomes)
     assert plugins(dask)
@@ -331,13 +376,13 @@ async def test_a_closed_stream_is_exhausted(dask, server, stream):
         await anext(outcomes)
 
 
-async def test_a_stream_never_begun_does_nothing(dask, stream):
+async def test_stream_that_is_not_iterated_does_nothing(dask, stream):
     async with stream(["a"]):
         pass
     assert not plugins(dask)
 
 
-async def test_a_cancelled_reader_ends_the_work(dask, server, stream):
+async def test_cancelled_reader_stops_the_workers(dask, server, stream):
     reader = asyncio.create_task(collect(stream(add(server, 10, ("processing", None)))))
     await server.wait_for_requests(10)
 
@@ -349,7 +394,7 @@ async def test_a_cancelled_reader_ends_the_work(dask, server, stream):
     await quiet(server)
 
 
-async def test_leaving_cancels_nothing_inside_the_dask_client(dask, server, stream, monkeypatch):
+async def test_leaving_does_not_break_the_dask_client(dask, server, stream, monkeypatch):
     # Its gathers share a task: one that is cancelled before it has begun makes all later ones fail.
     real_gather, begun, cancelled = dask._gather, asyncio.Event(), []
 
@@ -374,7 +419,7 @@ async def test_leaving_cancels_nothing_inside_the_dask_client(dask, server, stre
     assert await dask.submit(int, pure=False) == 0
 
 
-async def test_a_scheduler_that_goes_ends_the_stream(server):
+async def test_lost_scheduler_ends_the_stream(server):
     async with cluster_of(1) as client:
         outcomes = as_completed(
             add(server, 3, ("processing", None)), client=client, api_key=KEY, base_url=server.url
@@ -389,7 +434,7 @@ async def test_a_scheduler_that_goes_ends_the_stream(server):
 # Workers that come, go and forget.
 
 
-async def test_ids_of_a_worker_that_is_closed_are_waited_for_on_the_others(dask, server, stream):
+async def test_closed_workers_ids_go_to_others(dask, server, stream):
     ids = add(server, 40, ("processing", 3.0))
 
     async with stream(ids, chunk_size=5) as outcomes:
@@ -401,7 +446,7 @@ async def test_ids_of_a_worker_that_is_closed_are_waited_for_on_the_others(dask,
     assert sorted(found) == list(range(40))
 
 
-async def test_ids_wait_for_a_worker_to_come(server):
+async def test_ids_wait_for_the_first_worker(server):
     async with cluster_of(0) as client:
         outcomes = as_completed(add(server, 3), client=client, api_key=KEY, base_url=server.url)
         reading = asyncio.create_task(collect(outcomes))
@@ -410,7 +455,44 @@ async def test_ids_wait_for_a_worker_to_come(server):
         assert len(await reading) == 3
 
 
-async def test_what_a_worker_has_given_up_begins_anew(dask, server, stream):
+@pytest.mark.parametrize("source", ["list", "slow"])
+async def test_cluster_scales_from_zero(server, source):
+    async with cluster_of(0) as client:
+        client.local.adapt(minimum=0, maximum=2, interval="200 ms", wait_count=3)
+        ids = add(server, 5, ("processing", 1.5))
+
+        async def slow():
+            for task_id in ids:
+                await asyncio.sleep(0.1)
+                yield task_id
+
+        outcomes = as_completed(
+            ids if source == "list" else slow(),
+            client=client,
+            api_key=KEY,
+            base_url=server.url,
+            poll=OFTEN,
+        )
+        async with asyncio.timeout(20):
+            found = sorted(outcome.index for outcome in await collect(outcomes))
+
+    assert found == list(range(5))
+
+
+async def test_waiting_for_a_worker_can_be_left(server):
+    async with cluster_of(0) as client:
+        outcomes = as_completed(add(server, 3), client=client, api_key=KEY, base_url=server.url)
+        reading = asyncio.create_task(collect(outcomes))
+        await until(lambda: client.futures)
+
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+        await until(lambda: not client.futures)
+
+
+async def test_stopped_plugin_starts_again(dask, server, stream):
     ids = [server.add("a"), *add(server, 20, ("processing", None))]
 
     async with stream(ids, chunk_size=5) as outcomes:
@@ -424,9 +506,7 @@ async def test_what_a_worker_has_given_up_begins_anew(dask, server, stream):
     assert sorted(found) == list(range(21))
 
 
-async def test_ids_of_a_worker_that_is_too_busy_to_answer_go_to_the_others(
-    dask, server, stream, clients, monkeypatch, tmp_path
-):
+async def test_busy_workers_ids_go_to_others(dask, server, stream, clients, monkeypatch, tmp_path):
     monkeypatch.setattr(xai_tasks.dask, "_LEASE", 1.0)
     ids = add(server, 20, ("processing", None))
     stop = tmp_path / "stop"
@@ -448,7 +528,7 @@ async def test_ids_of_a_worker_that_is_too_busy_to_answer_go_to_the_others(
         await busy
 
 
-async def test_a_turn_cancelled_by_somebody_else_is_repeated(dask, server, stream):
+async def test_cancelled_turn_is_repeated(dask, server, stream):
     ids = add(server, 10, ("processing", 1.0))
 
     async with stream(ids) as outcomes:
@@ -458,7 +538,7 @@ async def test_a_turn_cancelled_by_somebody_else_is_repeated(dask, server, strea
         assert len(await reading) == 10
 
 
-async def test_a_turn_whose_worker_died_is_repeated(dask, server, stream, monkeypatch):
+async def test_killed_turn_is_repeated(dask, server, stream, monkeypatch):
     real_submit, turns = dask.submit, []
 
     def die():
@@ -476,7 +556,7 @@ async def test_a_turn_whose_worker_died_is_repeated(dask, server, stream, monkey
     assert len(await collect(stream(add(server, 10)))) == 10
 
 
-async def test_a_turn_that_cannot_work_ends_the_stream(server, stream, monkeypatch):
+async def test_broken_turn_ends_the_stream(server, stream, monkeypatch):
     async def turn(name, number, ids):
         raise AttributeError("of another version")
 
@@ -485,7 +565,7 @@ async def test_a_turn_that_cannot_work_ends_the_stream(server, stream, monkeypat
         await collect(stream(add(server, 10)))
 
 
-async def test_a_cluster_without_the_package_ends_the_stream(dask, stream, monkeypatch):
+async def test_cluster_without_the_package_ends_the_stream(dask, stream, monkeypatch):
     async def register(plugin, **options):
         raise ModuleNotFoundError("No module named 'xai_tasks'")
 
@@ -494,9 +574,7 @@ async def test_a_cluster_without_the_package_ends_the_stream(dask, stream, monke
         await collect(stream(["a"]))
 
 
-async def test_a_worker_that_goes_while_it_is_told_to_begin_is_no_error(
-    dask, server, stream, monkeypatch
-):
+async def test_worker_lost_during_registration_is_not_an_error(dask, server, stream, monkeypatch):
     real_register = dask.register_plugin
 
     async def register(plugin, **options):
@@ -509,16 +587,16 @@ async def test_a_worker_that_goes_while_it_is_told_to_begin_is_no_error(
 
 @pytest.fixture
 async def part(server):
-    """Give a worker's part of a stream, by itself, begun."""
+    """Return a started worker plugin, without a worker."""
     key = xai_tasks.dask._Key(KEY)
-    part = xai_tasks.dask._Waits(key, {"base_url": server.url, "poll": OFTEN}, chunk_size=2)
+    part = xai_tasks.dask._WaitPlugin(key, {"base_url": server.url, "poll": OFTEN}, chunk_size=2)
     part.setup(None)
     assert await part.turn(0, {}) == ([], None)
     yield part
     await part.teardown(None)
 
 
-async def test_a_worker_that_no_turn_reaches_gives_its_waits_up(server, part, monkeypatch):
+async def test_plugin_without_turns_stops(server, part, monkeypatch):
     monkeypatch.setattr(xai_tasks.dask, "_LEASE", 0.5)
     server.add("slow", [("processing", None)])
 
@@ -530,16 +608,16 @@ async def test_a_worker_that_no_turn_reaches_gives_its_waits_up(server, part, mo
     assert await part.turn(2, {}) is None
 
 
-async def test_a_turn_that_was_had_before_is_told_from_the_next(part):
+async def test_repeated_turn_is_refused(part):
     assert await part.turn(1, {}) == ([], None)
     assert await part.turn(1, {}) is None
 
 
-async def test_a_worker_begun_anew_knows_no_turns(part):
+async def test_new_plugin_knows_no_turns(part):
     assert await part.turn(7, {}) is None
 
 
-async def test_a_turn_gives_a_chunk_of_outcomes_at_most(server, part):
+async def test_turn_returns_at_most_a_chunk(server, part):
     ids = dict(enumerate(add(server, 5)))
     begun, _ = await part.turn(1, ids)
     assert begun == []  # more ids may be there: it brought a full chunk
@@ -557,7 +635,7 @@ def limits(clients, name):
     return sorted(client.limits[name] for client in clients if not client.closed)
 
 
-async def test_limits_are_dealt_out_anew_as_workers_come_and_go(dask, server, stream, clients):
+async def test_limits_are_divided_again_when_workers_change(dask, server, stream, clients):
     ids = add(server, 200, ("processing", None))
 
     async with stream(ids, chunk_size=10, rate_limit=90, max_concurrency=7) as outcomes:
@@ -577,7 +655,7 @@ async def test_limits_are_dealt_out_anew_as_workers_come_and_go(dask, server, st
         assert sorted(outcome.index for outcome in await reading) == list(range(200))
 
 
-async def test_a_worker_that_comes_late_gets_its_part_of_the_ids(dask, server, stream, clients):
+async def test_late_worker_gets_its_part_of_the_ids(dask, server, stream, clients):
     ids = add(server, 200, ("processing", None))
 
     async with stream(ids, chunk_size=10, rate_limit=9000, poll=PollPolicy()) as outcomes:
@@ -595,7 +673,7 @@ async def test_a_worker_that_comes_late_gets_its_part_of_the_ids(dask, server, s
             await reading
 
 
-async def test_no_more_workers_are_used_than_requests_may_be_in_flight(server, stream, clients):
+async def test_max_concurrency_bounds_the_workers(server, stream, clients):
     assert len(await collect(stream(add(server, 40), chunk_size=5, max_concurrency=1))) == 40
     used = [client for client in clients if client.stats.requests]
     assert [client.limits["max_concurrency"] for client in used] == [1]
@@ -622,12 +700,12 @@ async def test_no_more_workers_are_used_than_requests_may_be_in_flight(server, s
     ],
     ids=str,
 )
-async def test_wrong_arguments_are_refused_at_once(dask, options, error):
+async def test_wrong_arguments_are_refused(dask, options, error):
     with pytest.raises(error):
         as_completed(**{"task_ids": ["a"], "client": dask, "api_key": KEY} | options)
 
 
-async def test_a_client_of_another_kind_is_refused():
+async def test_synchronous_client_is_refused():
     class Synchronous:
         asynchronous = False
 
@@ -673,7 +751,7 @@ class ServerProcess:
         return [f"{prefix}-{number}" for number in range(count)]
 
     async def seen(self):
-        """Give the server's time, and how many requests it has seen."""
+        """Return the server's time, and how many requests it has seen."""
         return await self._ask("seen")
 
 
@@ -691,7 +769,7 @@ def server_process(monkeypatch):
 
 
 async def parts_on(client):
-    """Give how many workers have a part of a stream, wherever they are."""
+    """Return how many workers have a plugin of a stream."""
 
     def count(dask_worker):
         return sum(name.startswith("xai-tasks") for name in dask_worker.plugins)
@@ -700,9 +778,7 @@ async def parts_on(client):
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-async def test_20000_ids_come_once_each_also_when_a_worker_is_killed_and_one_added(
-    workers, server_process
-):
+async def test_each_id_comes_once_when_a_worker_is_killed(workers, server_process):
     async with cluster_of(workers, processes=True) as client:
         ids = await server_process.add("first", 20_000)
         outcomes = as_completed(ids, client=client, api_key=KEY, base_url=server_process.url)
@@ -724,7 +800,7 @@ async def test_20000_ids_come_once_each_also_when_a_worker_is_killed_and_one_add
         assert sorted(places) == list(range(20_000))
 
 
-async def test_a_rate_is_held_by_the_whole_cluster_and_break_leaves_nothing_running(server_process):
+async def test_cluster_holds_the_rate_until_break(server_process):
     async with cluster_of(2, processes=True) as client:
         ids = await server_process.add("long", 20_000, 3600.0, 3600.0)
         ended = await server_process.add("ended", 1)
@@ -766,7 +842,7 @@ async def test_a_rate_is_held_by_the_whole_cluster_and_break_leaves_nothing_runn
         assert (await server_process.seen())[1] == last
 
 
-async def test_the_key_is_nowhere_to_be_read(server_process):
+async def test_key_is_in_no_dask_state(server_process):
     async with cluster_of(2, processes=True) as client:
         ids = await server_process.add("long", 100, 3600.0, 3600.0)
         ended = await server_process.add("ended", 1)
@@ -798,7 +874,7 @@ async def test_the_key_is_nowhere_to_be_read(server_process):
 
 
 def inside(outcomes):
-    """Give what a traceback with locals would show of a stream."""
+    """Return what a traceback with locals would show of a stream."""
     work = outcomes._outcomes.ag_frame.f_locals["self"]
-    plugin = xai_tasks.dask._Waits(work._key, work._options, 1)
+    plugin = xai_tasks.dask._WaitPlugin(work._key, work._options, 1)
     return work, plugin, vars(plugin)

@@ -1,41 +1,61 @@
 """The stream of `TaskClient.as_completed` over a Dask cluster; needs the extra `dask`.
 
-A worker waits with a client of its own, which a plugin makes and closes. Ids get there and outcomes back by turns: Dask tasks, one at a time
-for each worker and a quarter of a second long, whatever is still waited for. So an outcome is late by no more than that, a task that takes long
-holds its own place and no more, and the scheduler holds one chunk and one answer per worker.
+Each worker waits with a `TaskClient` of its own, which a plugin makes and closes. Ids reach it, and
+outcomes come back, by turns: short Dask tasks, one at a time for each worker. A turn lasts a
+quarter of a second however long the tasks take. So an outcome is at most that late, a slow task
+delays no other, and the scheduler holds one chunk of ids and one answer per worker.
 
-A client keeps its limits, so where these change, all begin anew: a round ends, what has no outcome is handed out again by the next one, and
-nothing of the old one is read any more, so no outcome comes twice. A plugin that no turn reaches any more gives up by itself.
+A client's limits are fixed. When the workers change, the limits are divided anew, so all clients
+are made anew: the round ends, and the next one hands out all ids that have no outcome yet. Nothing
+that the old round still sends is read, so no outcome comes twice. A plugin that gets no turns any
+more stops by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import copyreg
+import io
 import itertools
+import marshal
 import math
+import pickle
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from typing import Any, Self, cast
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 from distributed import CancelledError, Client, KilledWorker, WorkerPlugin, get_worker
 
-from xai_tasks import Outcome, TaskClient
+from xai_tasks import (
+    ImageRequest,
+    Outcome,
+    TaskClient,
+    TaskError,
+    TaskResult,
+    VideoRequest,
+    XaiTasksError,
+)
 
 __all__ = ["ClusterStream", "as_completed"]
 
 _TURN = 0.25
-"""Seconds that a turn waits for outcomes: with 50 workers the scheduler has 200 tasks a second."""
+"""Seconds that a turn waits for outcomes; with 50 workers the scheduler has 200 tasks a second."""
 _LEASE = 30.0
-"""Seconds without a turn after which both sides give the other up: ten times what Dask warns of as a slow event loop."""
-_LOOK = 1.0
-"""Seconds between looks at which workers there are."""
+"""Seconds without a turn after which reader and worker stop counting on each other.
+
+Ten times the delay of an event loop that Dask warns of.
+"""
+_CHECK_INTERVAL = 1.0
+"""Seconds between checks of which workers there are."""
 _CHUNKS = 10
 """Chunks that a worker has in rotation at most."""
 
-_Answer = tuple[list[Outcome], Exception | None] | None
-"""What has ended, and what ends the whole stream; None: nobody waits there any more."""
+_Encoded = tuple[int, str, bytes | None, bytes | None]
+"""An outcome as it travels: index, task id, the completed task's JSON, the pickled error."""
+_Answer = tuple[list[_Encoded], Exception | None] | None
+"""Outcomes, and the error that ends the whole stream; None: the worker knows no earlier turns."""
 
 
 @frozen
@@ -45,8 +65,46 @@ class _Key:
     source: Any = field(repr=False)
 
 
-class _Waits(WorkerPlugin):
-    """A worker's part of a round."""
+class _Pickler(pickle.Pickler):
+    """Pickles errors; the tasks in them as their JSON, which may be nested deeply."""
+
+    dispatch_table = copyreg.dispatch_table | {
+        TaskResult: lambda task: (_decode_task, (_encode_task(task),))
+    }
+
+
+def _encode_task(task: TaskResult) -> bytes:
+    """Return the bytes of an answer.
+
+    As marshal, which takes any nesting that the JSON decoder takes (pickle and the JSON encoders
+    don't) and costs least. Dask requires one version of Python on both sides anyway.
+    """
+    return marshal.dumps(task.to_dict())
+
+
+def _decode_task(data: bytes) -> TaskResult:
+    return TaskResult.from_raw(marshal.loads(data))  # noqa: S302 -- from our own workers
+
+
+def _encode(outcome: Outcome, index: int) -> _Encoded:
+    """Encode an outcome; `index` replaces its own."""
+    if outcome.error is None and outcome.task is not None:
+        return index, outcome.task_id, _encode_task(outcome.task), None
+    pickled = io.BytesIO()
+    _Pickler(pickled, pickle.HIGHEST_PROTOCOL).dump(outcome.error)
+    return index, outcome.task_id, None, pickled.getvalue()
+
+
+def _decode(encoded: _Encoded) -> Outcome:
+    index, task_id, data, pickled = encoded
+    if pickled is None:
+        return Outcome(task_id, index, None if data is None else _decode_task(data))
+    error: XaiTasksError = pickle.loads(pickled)  # noqa: S301 -- from our own workers
+    return Outcome(task_id, index, error.task if isinstance(error, TaskError) else None, error)
+
+
+class _WaitPlugin(WorkerPlugin):
+    """Waits on a worker, for one round: gets ids and returns outcomes, turn by turn."""
 
     def __init__(self, key: _Key, options: dict[str, Any], chunk_size: int) -> None:
         self._key = key
@@ -54,70 +112,73 @@ class _Waits(WorkerPlugin):
         self._chunk_size = chunk_size
 
     def setup(self, worker: Any) -> None:
-        self._begin()
+        self._start()
 
     async def teardown(self, worker: Any) -> None:
         self._lease.cancel()
         await _stop(self._waiting)
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._turns = 0
         self._ids: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[_Encoded] = []
         self._error: Exception | None = None
         self._waiting = asyncio.create_task(self._wait())
         self._lease = asyncio.get_running_loop().call_later(_LEASE, self._waiting.cancel)
 
     async def _wait(self) -> None:
-        places: dict[int, int] = {}
+        indexes: dict[int, int] = {}
+        max_pending = _CHUNKS * self._chunk_size
 
         async def ids() -> AsyncGenerator[Any]:
-            index = 0
-            while True:
-                places[index], task_id = await self._ids.get()
-                index += 1
+            for number in itertools.count():
+                indexes[number], task_id = await self._ids.get()
                 yield task_id
 
         try:
             async with TaskClient(self._key.source, **self._options) as client:
-                async for outcome in client.as_completed(
-                    ids(), max_pending=_CHUNKS * self._chunk_size
-                ):
-                    self._outcomes.append(evolve(outcome, index=places.pop(outcome.index)))
-        except Exception as error:  # noqa: BLE001 -- the key was refused, or what its source raised
+                async for outcome in client.as_completed(ids(), max_pending=max_pending):
+                    self._outcomes.append(_encode(outcome, indexes.pop(outcome.index)))
+        except Exception as error:  # noqa: BLE001 -- a refused key, or what the key function raised
             self._error = error
 
     async def turn(self, number: int, ids: dict[int, Any]) -> _Answer:
-        # Another number: a process new at an old address, or a turn that Dask repeats because its answer was lost.
+        """Take ids, wait a moment, and return the outcomes that have come since the last turn."""
+        # Another number: a new process at an old address, or a turn that Dask repeats because its
+        # answer was lost.
         if number != self._turns or (self._waiting.done() and self._error is None):
             if number:
                 return None
             self._lease.cancel()
             self._waiting.cancel()
-            self._begin()
+            self._start()
         self._turns += 1
         self._lease.cancel()
         self._lease = asyncio.get_running_loop().call_later(_LEASE, self._waiting.cancel)
         for item in ids.items():
             self._ids.put_nowait(item)
-        # The first is about no ids, and after a full chunk there may be another.
-        if number and len(ids) < self._chunk_size and len(self._outcomes) < self._chunk_size:
+        # Turn 0 brings no ids, and after a full chunk there may be another one.
+        full = len(ids) >= self._chunk_size or len(self._outcomes) >= self._chunk_size
+        if number and not full:
             await asyncio.sleep(_TURN)
-        outcomes, self._outcomes = (
-            self._outcomes[: self._chunk_size],
-            self._outcomes[self._chunk_size :],
-        )
+        outcomes = self._outcomes[: self._chunk_size]
+        self._outcomes = self._outcomes[self._chunk_size :]
         return outcomes, None if self._outcomes else self._error
 
 
 async def _turn(name: str, number: int, ids: dict[int, Any]) -> _Answer:
-    waits: _Waits | None = cast("Any", get_worker()).plugins.get(name)
-    return None if waits is None else await waits.turn(number, ids)
+    """Run a turn on the worker that this runs on."""
+    plugin: _WaitPlugin | None = cast("Any", get_worker()).plugins.get(name)
+    return None if plugin is None else await plugin.turn(number, ids)
+
+
+def _demand() -> None:
+    """Do nothing: a task that waits for a worker makes an adaptive cluster start one."""
 
 
 @define(eq=False)
-class _Work:
-    """The reader's side: from ids pulled to outcomes fetched."""
+class _Reader:
+    """The reader's side: pulls ids, hands them out, collects outcomes."""
 
     _source: Iterable[Any] | AsyncIterable[Any]
     _dask: Any  # Dask's client, which is not typed
@@ -125,7 +186,7 @@ class _Work:
     _options: dict[str, Any]
     _chunk_size: int
     _ready: dict[int, Any] = field(factory=dict[int, Any])
-    """Ids to be handed out, by their place in the input."""
+    """Ids to hand out, by their index in the input."""
     _room: asyncio.Event = field(factory=asyncio.Event)
     _outcomes: asyncio.Queue[Outcome | None] = field(factory=asyncio.Queue[Outcome | None])
     """None: there are no more."""
@@ -149,7 +210,7 @@ class _Work:
         try:
             await self._round()
             while not self._finished:
-                # New clients may begin with a burst of one second's worth: it is to be earned.
+                # New clients may start with a burst. A second's pause keeps the rate as it was.
                 await asyncio.sleep(1.0)
                 await self._round()
             await self._pulling
@@ -169,6 +230,11 @@ class _Work:
     async def _pull(self) -> None:
         source = self._source
         async for task_id in source if isinstance(source, AsyncIterable) else _each(source):
+            if isinstance(task_id, (ImageRequest, VideoRequest)):
+                raise TypeError(
+                    "a cluster takes ids only: it would submit a request again if a worker was "
+                    "lost. Submit requests first, with TaskClient.submit"
+                )
             self._ready[self._pulled] = task_id
             self._pulled += 1
             while len(self._ready) >= _CHUNKS * self._chunk_size:
@@ -176,15 +242,17 @@ class _Work:
                 await self._room.wait()
 
     async def _round(self) -> None:
-        """Have the workers wait until all is done, or their parts of the limits change."""
+        """Let the workers wait until all is done, or until their parts of the limits change."""
         workers = await self._workers()
+        if not workers and self._ready:
+            workers = await self._request_workers()
         if not workers:
             return None
         name = f"xai-tasks-{uuid.uuid4().hex}"
         options = self._options_for(workers)
-        plugin = _Waits(self._key, options, self._chunk_size)
+        plugin = _WaitPlugin(self._key, options, self._chunk_size)
         try:
-            with contextlib.suppress(OSError):  # from a worker that is going just now
+            with contextlib.suppress(OSError):  # from a worker that is just leaving
                 async with asyncio.timeout(_LEASE):
                     await self._dask.register_plugin(plugin, name=name)
             while workers and options == self._options_for(workers):
@@ -193,7 +261,9 @@ class _Work:
                 for address in workers - self._serving.keys():
                     self._serving[address] = asyncio.create_task(self._serve(address, name))
                 ended, _ = await asyncio.wait(
-                    self._serving.values(), timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED
+                    self._serving.values(),
+                    timeout=_CHECK_INTERVAL,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 if ended:
                     return await ended.pop()
@@ -201,17 +271,28 @@ class _Work:
         finally:
             await _stop(*self._serving.values())
             self._serving.clear()
-            # Where it can't be taken back, as without a scheduler or from a worker that hangs, leases end what is left.
+            # Without a scheduler, or if a worker hangs, its lease ends what is left.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(_LEASE):
                     await self._dask.unregister_worker_plugin(name)
 
     async def _workers(self) -> set[str]:
-        """Give the workers to be used: no more than requests may be in flight."""
+        """Return the workers to use: no more than requests may be in flight."""
         return set(sorted(await self._dask.nthreads())[: self._options.get("max_concurrency")])
 
+    async def _request_workers(self) -> set[str]:
+        """Wait for workers; a waiting task makes a cluster that scales by its load start one."""
+        demand = self._dask.submit(_demand, pure=False)
+        try:
+            # Often enough to be there before a new worker counts as idle, and is stopped.
+            while not (workers := await self._workers()):  # noqa: ASYNC110 -- only Dask knows
+                await asyncio.sleep(_TURN)
+            return workers
+        finally:
+            await demand.cancel()
+
     def _options_for(self, workers: set[str]) -> dict[str, Any]:
-        """Give the options of each worker's client, with its part of the limits."""
+        """Return the options of each worker's client, with its part of the limits."""
         options = dict(self._options)
         if options.get("rate_limit") is not None:
             options["rate_limit"] /= len(workers)
@@ -220,12 +301,12 @@ class _Work:
         return options
 
     async def _serve(self, address: str, name: str) -> None:
-        """Have one turn after the other on a worker, until all is done."""
+        """Run turn after turn on a worker, until all is done."""
         waiting: dict[int, Any] = {}
         number = 0
         try:
             while not self._finished:
-                # None with the first: a worker that is too busy to begin is to hold no ids.
+                # Turn 0 brings no ids: a worker that is too busy to start must not hold any.
                 ids = self._take(_CHUNKS * self._chunk_size - len(waiting)) if number else {}
                 waiting |= ids
                 answer = await self._turn(address, name, number, ids)
@@ -234,9 +315,9 @@ class _Work:
                     await asyncio.sleep(_TURN)
                     continue
                 outcomes, error = answer
-                for outcome in outcomes:
-                    del waiting[outcome.index]
-                    self._outcomes.put_nowait(outcome)
+                for encoded in outcomes:
+                    del waiting[encoded[0]]
+                    self._outcomes.put_nowait(_decode(encoded))
                 self._answered += len(outcomes)
                 if error is not None:
                     raise error
@@ -245,18 +326,18 @@ class _Work:
             self._ready = waiting | self._ready
 
     def _take(self, room: int) -> dict[int, Any]:
-        """Take ids to hand out: no more than an even part, and none while the reader is behind."""
+        """Take ids to hand out: at most an even part, and none while outcomes lie unread."""
         count = 0
         if self._outcomes.qsize() < self._chunk_size:
             count = min(room, self._chunk_size, math.ceil(len(self._ready) / len(self._serving)))
         ids = dict(itertools.islice(self._ready.items(), count))
-        for place in ids:
-            del self._ready[place]
+        for index in ids:
+            del self._ready[index]
         self._room.set()
         return ids
 
     async def _turn(self, address: str, name: str, number: int, ids: dict[int, Any]) -> _Answer:
-        """Give what the worker answers; None where it does not, or knows nothing of the turns before."""
+        """Return the worker's answer; None if there is none, or it knows no earlier turns."""
         future = self._dask.submit(_turn, name, number, ids, workers=[address], pure=False)
         answer = asyncio.ensure_future(future)
         try:
@@ -265,23 +346,24 @@ class _Work:
         except (OSError, KilledWorker, CancelledError):
             return None
         finally:
-            # Cancelling the answer itself would break what others gather through the same Dask client just now.
+            # Cancelling the answer itself would break other gathers through the same Dask client.
             if not answer.done():
                 answer.add_done_callback(_ignore)
                 await future.cancel()
-                await asyncio.wait([answer], timeout=_LOOK)
+                await asyncio.wait([answer], timeout=_CHECK_INTERVAL)
 
 
 class ClusterStream(AsyncIterator[Outcome]):
-    """Outcomes as tasks end on a cluster: an async iterator and an async context manager; made by `as_completed`.
+    """Outcomes as tasks end on a cluster: an async iterator and context manager.
 
-    Leaving the loop over it early, by `break`, an exception or cancellation, gives up what is still waited for, on the workers too;
-    so does `aclose()`. Afterwards it is exhausted.
+    Made by `as_completed`. Leaving the loop early, by `break`, an exception or cancellation, stops
+    the waits on the workers too; so does `aclose()`. Afterwards it is exhausted.
 
     Raises, while it is iterated:
-        AuthenticationError, PermissionDeniedError: the key was refused, which every other id would meet too.
+        AuthenticationError, PermissionDeniedError: the key was refused; every id would meet that.
         ConfigurationError: a worker's environment has no key, or a malformed one.
         OSError: the scheduler is gone.
+        TypeError: the source yielded a request; only ids can be waited for on a cluster.
         Exception: what the source of ids raised, once all ids pulled before have ended.
 
     """
@@ -292,7 +374,7 @@ class ClusterStream(AsyncIterator[Outcome]):
         self._outcomes = outcomes
 
     async def __aiter__(self) -> AsyncIterator[Outcome]:
-        # A generator of the loop's own, so that it ends with the loop.
+        # A generator for each loop, so that it ends with the loop.
         async with self:
             async for outcome in self._outcomes:
                 yield outcome
@@ -307,7 +389,7 @@ class ClusterStream(AsyncIterator[Outcome]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Give up what is still waited for; return once the workers have been told. Twice is fine."""
+        """Stop waiting, on the workers too. Closing twice is fine."""
         await self._outcomes.aclose()
 
 
@@ -318,22 +400,28 @@ def as_completed(
     chunk_size: int = 1000,
     **client_options: Any,
 ) -> ClusterStream:
-    """Wait for any number of tasks on a Dask cluster and give each one's outcome as it ends.
+    """Wait for any number of tasks on a Dask cluster, and yield each outcome as its task ends.
 
-    Each worker has a `TaskClient` of its own; this package must be installed there, and on the scheduler. The ids of a worker that is lost
-    are waited for again on others, their time anew. An outcome is here within 0.25 s or so of the task's end being seen.
+    Each worker has a `TaskClient` of its own. This package must be installed on the workers and on
+    the scheduler. If a worker is lost, others wait for its ids; their timeouts start again. An
+    outcome arrives at most about 0.25 s after its worker has seen the end. A cluster without
+    workers that scales by its load (`cluster.adapt(minimum=0)`) starts one.
 
     Args:
-        task_ids: the ids, from any iterable or async iterable, also one that never ends; pulled as there is room.
+        task_ids: the ids, from any iterable or async iterable, also an endless one; pulled as there
+            is room.
         client: an asynchronous client of the cluster.
-        chunk_size: ids handed to a worker at once at most, 1 or more. A worker has up to ten times as many in rotation.
-        **client_options: options of `TaskClient`, which have to pickle; no `session`. `rate_limit` and `max_concurrency` are the
-            whole cluster's: each worker has an equal part. Where workers come or go these are dealt anew, and all tasks looked at
-            once more. Without a `rate_limit`, each worker finds out what the server grants it; without `max_concurrency`, each has 64
-            requests in flight at most. Without `api_key` or `base_url`, a worker's own environment tells them.
+        chunk_size: ids handed to a worker at once at most, 1 or more. A worker has up to ten times
+            as many in rotation.
+        **client_options: options of `TaskClient`, which must pickle; no `session`. `rate_limit` and
+            `max_concurrency` hold for the whole cluster: each worker has an equal part. When
+            workers come or go, these parts change, and all tasks are polled once more. Without
+            `rate_limit` each worker learns the server's limit; without `max_concurrency` each has
+            at most 64 requests in flight. Without `api_key` or `base_url` a worker takes them from
+            its own environment.
 
     Returns:
-        a stream of `Outcome`; each id pulled comes out of it once.
+        a stream of `Outcome`, one for each id pulled.
 
     Raises:
         ConfigurationError, ValueError: an option is out of range.
@@ -347,13 +435,13 @@ def as_completed(
         raise TypeError("a session can't be sent to workers: leave it out")
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
         raise ValueError(f"chunk_size must be a whole number of at least 1, not {chunk_size!r}")
-    # Made to have the arguments checked here rather than on a worker.
+    # A client that is not used checks the arguments here, instead of on a worker.
     TaskClient(key.source or "a worker's own", **client_options).as_completed(task_ids)
-    return ClusterStream(_Work(task_ids, client, key, client_options, chunk_size).outcomes())
+    return ClusterStream(_Reader(task_ids, client, key, client_options, chunk_size).outcomes())
 
 
 async def _stop(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks, and return once they have ended, however that is."""
+    """Cancel tasks, and wait until they have ended."""
     for task in tasks:
         task.cancel()
         task.add_done_callback(_ignore)
@@ -362,7 +450,7 @@ async def _stop(*tasks: asyncio.Task[Any]) -> None:
 
 
 def _ignore(ended: asyncio.Future[Any]) -> None:
-    """Have asyncio not complain of an exception that nobody is interested in any more."""
+    """Retrieve the exception, so that asyncio does not log it as never retrieved."""
     if not ended.cancelled():
         ended.exception()
 
