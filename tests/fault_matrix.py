@@ -116,7 +116,19 @@ STATUSES = (
     _final("401, and the key is a string", Fault.status(401), AuthenticationError),
     _final("402", Fault.status(402), PaymentRequiredError),
     _final("403", Fault.status(403), PermissionDeniedError),
+    _transient(
+        "403 with a page that is not JSON",
+        Fault.status(403, {"Content-Type": "text/html"}, _HTML),
+        PermissionDeniedError,
+        outage=False,
+    ),
     _final("404", Fault.status(404, body=b'{"detail": ["no such task"]}'), NotFoundError),
+    _transient(
+        "404 with a page that is not JSON",
+        Fault.status(404, {"Content-Type": "text/plain"}, b"404 page not found\n"),
+        NotFoundError,
+        outage=False,
+    ),
     _transient("408", Fault.status(408), APIStatusError),
     _final("422", Fault.status(422), BadRequestError),
     _transient("429", Fault.status(429), RateLimitError, outage=False),
@@ -186,10 +198,8 @@ ANSWERS = (
     _transient("`NaN`", _ODD["NaN"], APIResponseValidationError),
     _transient("an integer of 5,000 digits", _ODD["huge integer"], APIResponseValidationError),
     _transient("100,000 nested brackets", _ODD["deep nesting"], APIResponseValidationError),
-    _transient(
-        "gzip that expands to 64 MiB", Fault.gzip_bomb(64 * 2**20), APIResponseValidationError
-    ),
-    _transient("an endless body", Fault.endless(), APIResponseValidationError),
+    _final("gzip that expands to 64 MiB", Fault.gzip_bomb(64 * 2**20), APIResponseValidationError),
+    _final("an endless body", Fault.endless(), APIResponseValidationError),
     _taken("a byte order mark before the JSON", _ODD["BOM"]),
     _taken("JSON labelled as text", _ODD["wrong content type"]),
     _taken("no `Content-Type`", _ODD["no content type"]),

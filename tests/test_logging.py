@@ -9,11 +9,13 @@ import logging
 import re
 from pathlib import Path
 
+import aiohttp
 import pytest
 from tenacity import wait_fixed
 
 import xai_tasks
 from xai_tasks import PollPolicy, TaskClient
+from xai_tasks._http import lean
 from xai_tasks.testing import Fault, TaskServer
 
 pytestmark = pytest.mark.fake_clock
@@ -177,7 +179,8 @@ async def test_an_unknown_status(server, client, records):
 
 
 async def test_an_answer_that_tells_of_another_task(server, client, records):
-    server.fault("a", *[Fault.body(b'{"taskId": "b", "status": "completed"}')] * 2)
+    # The second time on a connection that was used before, so it is asked again on a new one.
+    server.fault("a", *[Fault.body(b'{"taskId": "b", "status": "completed"}')] * 3)
 
     await client.get("a")
     await client.get("a")
@@ -186,6 +189,27 @@ async def test_an_answer_that_tells_of_another_task(server, client, records):
         (
             "asked for task 'a', the server told of 'b'; further such answers are not logged",
             {"task_id": "a"},
+        )
+    ]
+    assert said(records, logging.DEBUG)[1:] == [
+        (
+            "an answer for task 'b' came in place of that for 'a': asking again",
+            {"task_id": "a"},
+        )
+    ]
+
+
+async def test_an_aiohttp_that_the_lean_classes_do_not_fit(server, client, records, monkeypatch):
+    monkeypatch.setattr(lean, "_verdict", None)
+    monkeypatch.setattr(lean.Wire, "request", lambda wire, query: b"GET / HTTP/1.1\r\n\r\n")
+    server.add("a")
+
+    await client.get("a")
+
+    assert said(records, logging.DEBUG) == [
+        (
+            f"aiohttp {aiohttp.__version__}: using its own request classes",
+            {"aiohttp": aiohttp.__version__},
         )
     ]
 

@@ -9,8 +9,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypeVar, cast, overload
 
 from xai_tasks._errors import ClientClosedError, TaskError, XaiTasksError
+from xai_tasks._http.base_url import DEFAULT_BASE_URL, check_base_url
 from xai_tasks._http.credentials import Credentials
-from xai_tasks._http.transport import DEFAULT_BASE_URL, Transport, check_base_url
+from xai_tasks._http.transport import Transport
 from xai_tasks._limits.retrying import Counters, RetryingFetcher
 from xai_tasks._limits.throttle import Throttle
 from xai_tasks._models import ClientStats, TaskResult, task_error

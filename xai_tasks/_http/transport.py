@@ -1,16 +1,18 @@
-"""One GET in, one answer or one of our errors out: the only module that imports aiohttp's client."""
+"""Sends one request and returns one answer, or raises one of our errors."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import logging
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
+from weakref import WeakSet
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from attrs import define, field, frozen
 from multidict import CIMultiDict
 from yarl import URL
@@ -18,28 +20,38 @@ from yarl import URL
 from xai_tasks._errors import (
     APIConnectionError,
     APIError,
-    APIResponseValidationError,
     APITimeoutError,
     ClientClosedError,
-    ConfigurationError,
     InvalidTaskIdError,
+    mark_transient,
     printable,
-    status_error_class,
 )
+from xai_tasks._http import lean
 from xai_tasks._http.credentials import Credentials, Redactor
 from xai_tasks._http.hints import Quota, parse_date, parse_hints
+from xai_tasks._http.lean import LeanRequest, LeanResponse, OrdinaryResponse, Wire
+from xai_tasks._http.proxy import Proxy
 from xai_tasks._http.request_timeout import RequestTimeout
-from xai_tasks._http.responses import HINTS, excerpt, explain
-from xai_tasks._models import TaskResult, decode_task
+from xai_tasks._http.responses import invalid_answer, read_task, status_error, too_large
+from xai_tasks._models import TaskResult
 from xai_tasks._version import __version__
 
-DEFAULT_BASE_URL = "https://api.mountsea.ai"
+T = TypeVar("T")
+
+logger = logging.getLogger("xai_tasks")
+
 _PATH = "/xai/tasks"
 _MAX_ERROR_BYTES = 64 * 2**10
-"""How much of an error's body is read: far more than any message, far less than a hostile body."""
+"""How much of an error's body is read: more than any message, less than a hostile body."""
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
-"""aiohttp's own clocks overrun and miss a drip; `RequestTimeout` around the whole request does neither."""
+"""aiohttp's own timeouts overrun and miss a drip; `RequestTimeout` does neither."""
+
+
+_CERTIFICATE_HINT = (
+    "the server's certificate can't be verified: name the file of your authorities in "
+    "SSL_CERT_FILE, or pass a session of your own"
+)
 
 
 @define
@@ -49,26 +61,29 @@ class Response:
     task: TaskResult
     body: bytes
     server_time: float | None
-    """Unix seconds of the answer's `Date`, which tells a task's age by the clock that stamped it."""
+    """Unix seconds of the answer's `Date`: a task's age by the clock that wrote its dates."""
     retry_after: float | None
-    """Seconds before which the server doesn't want to be asked again."""
+    """Seconds to wait before the next request, if the server named any."""
     quotas: tuple[Quota, ...] = ()
     """What is left of the server's windows, if the answer says so."""
 
 
 @frozen
 class _RequestTemplate:
-    """What one key makes of a request, and what keeps it out of what we tell of the answer.
+    """What one key makes of every request, and what redacts it in the answers.
 
-    Its `repr` shows neither, and neither do printers of tracebacks that read attrs fields one by one, as rich does.
+    Its `repr` shows neither, nor do printers of tracebacks that read attrs fields, as rich does.
     """
 
     options: dict[str, Any] = field(repr=False)
+    """What aiohttp's `get` takes."""
+    wire: Wire | None = field(repr=False)
+    """The same as bytes, for lean requests; None where they are not used."""
     redactor: Redactor = field(repr=False)
 
 
 class Transport:
-    """Sends requests over one aiohttp session, its own (made on first use) or a borrowed one (never closed)."""
+    """Sends requests over its own aiohttp session, made on first use, or over a borrowed one."""
 
     __slots__ = (
         "_agent",
@@ -76,11 +91,15 @@ class Transport:
         "_build_url",
         "_credentials",
         "_date",
+        "_fresh",
         "_max_bytes",
-        "_request_timeouts",
+        "_proxy",
+        "_request_timeout",
         "_session",
-        "_signature",
+        "_template",
         "_timeout",
+        "_url",
+        "_used",
         "_version",
         "closed",
     )
@@ -94,11 +113,14 @@ class Transport:
         request_timeout: float,
         max_bytes: int,
         user_agent: str | None,
+        proxy: Proxy | None = None,
     ) -> None:
-        """Prepare to ask `base_url`, as `check_base_url` gave it; arguments as `TaskClient`'s.
+        """Prepare requests to `base_url`, as `check_base_url` returned it.
+
+        Other arguments as `TaskClient`'s; a proxy is for the transport's own session.
 
         Raises:
-            TypeError: `session` is no `aiohttp.ClientSession`, or `user_agent` no string.
+            TypeError: `session` is not an `aiohttp.ClientSession`, or `user_agent` not a string.
             ValueError: `user_agent` can't be a header's value.
 
         """
@@ -119,26 +141,54 @@ class Transport:
             path=url.raw_path.rstrip("/") + _PATH,
             encoded=True,
         )
+        self._url = self._build_url()
         self._session = session
+        self._fresh: aiohttp.ClientSession | None = None
         self._borrowed = session is not None
+        self._proxy = proxy
         self._timeout = request_timeout
-        self._request_timeouts = RequestTimeout(request_timeout)
+        self._request_timeout = RequestTimeout(request_timeout)
         self._max_bytes = max_bytes
-        own = f"xai-tasks/{__version__} aiohttp/{aiohttp.__version__} Python/{platform.python_version()}"
+        own = (
+            f"xai-tasks/{__version__} aiohttp/{aiohttp.__version__} "
+            f"Python/{platform.python_version()}"
+        )
         self._agent = f"{user_agent} {own}" if user_agent else own
-        self._signature = _RequestTemplate({}, Redactor(None))
+        self._template = _RequestTemplate({}, None, Redactor(None))
         self._version = -1
+        self._used: WeakSet[ResponseHandler] = WeakSet()
         self._date: tuple[str, float | None] = ("", None)
         self.closed: bool = False
 
     async def close(self) -> None:
-        """Close the session, if it is our own; requests under way end with `ClientClosedError`."""
+        """Close the own sessions; requests in flight end with `ClientClosedError`."""
         self.closed = True
-        if self._session is not None and not self._borrowed:
-            await self._session.close()
+        try:
+            if self._session is not None and not self._borrowed:
+                await self._session.close()
+        finally:
+            if self._fresh is not None:
+                await self._fresh.close()
+
+    def check_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Check that a borrowed session belongs to `loop`.
+
+        Raises:
+            RuntimeError: it belongs to another loop.
+
+        """
+        # The public attribute `loop` is deprecated without a replacement.
+        if self._borrowed and getattr(self._session, "_loop", loop) is not loop:
+            raise RuntimeError(
+                "the session belongs to another event loop: make it in the loop that uses it"
+            )
 
     async def fetch(self, task_id: str) -> Response:
         """Ask for one task, once, with the newest key that `Credentials` has.
+
+        An answer for another task is not taken from a connection that was used before: a stray
+        answer on it would shift every later one. The connection is closed, and the request made
+        again on a new one.
 
         Raises:
             APIError: no usable answer came; the subclass says why.
@@ -146,67 +196,81 @@ class Transport:
             InvalidTaskIdError: the id can't be written into a URL.
 
         """
-        url = self._url(task_id)
-        session, signature = self._ready()
-        failure: BaseException
-        request = self._request_timeouts.start()
-        try:
-            look = await self._exchange(session, signature, url, task_id)
-        except BaseException as error:  # noqa: BLE001 -- also cancellation, Ctrl-C: raised again below
-            late = self._request_timeouts.stop(request)
-            if late and isinstance(error, asyncio.CancelledError):
-                failure = APITimeoutError(
-                    f"no whole answer within {self._timeout:g} s", task_id=task_id
-                )
-            elif isinstance(error, APIError) or not isinstance(error, Exception):
-                failure = error
-            else:
-                failure = self._translate(error, signature.redactor, task_id)
+        query = _query(task_id)
+        session, template = await self._ready()
+        if template.wire is not None:
+            sending = session.get(
+                template.wire.url,
+                params=cast("Any", template.wire.request(query)),
+                allow_redirects=False,
+            )
         else:
-            self._request_timeouts.stop(request)
-            return look
-        # Frames of aiohttp hold the key: nothing that leaves here may lead to them.
-        failure.__cause__ = failure.__context__ = None
-        try:
-            raise failure.with_traceback(None)
-        finally:
-            del failure  # with its frame in the traceback, each would keep the other alive
-
-    def _url(self, task_id: str) -> URL:
-        # Put together of its encoded parts: to parse and check it whole each time would take more than twice as long.
-        try:
-            query = "taskId=" + quote(task_id, safe="")
-        except UnicodeEncodeError:
-            pass
-        else:
-            return self._build_url(query_string=query)
-        raise InvalidTaskIdError(
-            f"task id {printable(task_id)!r} holds a lone surrogate and can't be sent"
+            sending = session.get(self._build_url(query_string=query), **template.options)
+        redactor = template.redactor
+        answer, doubtful = await self._timed(
+            self._exchange(sending, redactor, task_id), redactor, task_id
         )
+        if not doubtful:
+            return answer
+        return await self._ask_again(answer, session, template, query, task_id)
 
-    def _ready(self) -> tuple[aiohttp.ClientSession, _RequestTemplate]:
-        """Give the session, and what the newest key makes of a request."""
+    async def _ask_again(
+        self,
+        stray: Response,
+        session: aiohttp.ClientSession,
+        template: _RequestTemplate,
+        query: str,
+        task_id: str,
+    ) -> Response:
+        """Repeat a request that was answered for another task; no retry in the policy's sense."""
+        if not self._borrowed:
+            if self._fresh is None:
+                # Each of its connections serves one request.
+                self._fresh = _own_session(aiohttp.TCPConnector(limit=0, force_close=True))
+            session = self._fresh
+        logger.debug(
+            "an answer for task %r came in place of that for %r: asking again",
+            printable(stray.task.task_id),
+            printable(task_id),
+            extra={"task_id": task_id},
+        )
+        redactor = template.redactor
+        sending = session.get(self._build_url(query_string=query), **template.options)
+        answer, _ = await self._timed(self._exchange(sending, redactor, task_id), redactor, task_id)
+        if self._borrowed and answer.task.task_id not in (task_id, stray.task.task_id):
+            problem = "the answers to two requests are for two other tasks"
+            raise invalid_answer(200, problem, answer.body, redactor, task_id)
+        return answer
+
+    async def _ready(self) -> tuple[aiohttp.ClientSession, _RequestTemplate]:
+        """Return the session, and what the newest key makes of a request."""
         if self.closed:
             raise ClientClosedError("the client is closed")
-        if self._session is None:
-            self._session = _own_session()
-        elif self._session.closed:
+        session = self._session
+        if session is None:
+            is_lean = self._proxy is None and await lean.works()
+            session = self._session  # another call may have made it meanwhile
+            if session is None:
+                session = self._session = _own_session(aiohttp.TCPConnector(limit=0), is_lean)
+                self._version = -1
+        elif self._borrowed and session.closed:
             raise ClientClosedError("the borrowed session is closed")
         if self._version != self._credentials.version:
             self._version = self._credentials.version
-            redactor = Redactor(self._credentials.key)
-            self._signature = _RequestTemplate(self._request_options(self._session), redactor)
-        return self._session, self._signature
+            self._template = self._make_template(session)
+        return session, self._template
 
-    def _request_options(self, session: aiohttp.ClientSession) -> dict[str, Any]:
-        headers = CIMultiDict(  # what aiohttp would make of a dict with each request
+    def _make_template(self, session: aiohttp.ClientSession) -> _RequestTemplate:
+        headers = CIMultiDict(
             {
                 "Accept": "application/json",
+                # Not left to aiohttp: it offers Brotli also where it can't read it.
+                "Accept-Encoding": "gzip, deflate",
                 "Authorization": f"Bearer {self._credentials.key}",
                 "User-Agent": self._agent,
             }
         )
-        # Each is said outright, since a borrowed session may have other defaults.
+        # Each is named, since a borrowed session may have other defaults.
         options: dict[str, Any] = {
             "allow_redirects": False,
             "auto_decompress": True,
@@ -214,9 +278,15 @@ class Transport:
             "raise_for_status": False,
             "timeout": _NO_TIMEOUT,
         }
+        secrets: tuple[str, ...] = ()
+        if self._proxy is not None:
+            options.update(self._proxy.options)
+            secrets = self._proxy.secrets
+        is_lean = getattr(session, "_request_class", None) is LeanRequest
+        wire = Wire.to(self._url, headers) if is_lean else None
         if session.auth is not None or session.trust_env:
-            # aiohttp refuses our header beside the session's own login or one from a netrc file, so it is put in
-            # place after those.
+            # aiohttp refuses our header beside the session's own login, or one from a netrc file,
+            # so a middleware sets it after those.
             authorization = headers.pop("Authorization")
 
             async def sign(
@@ -226,37 +296,71 @@ class Transport:
                 return await handler(request)
 
             options["middlewares"] = (*(getattr(session, "_middlewares", None) or ()), sign)
-        return options
+        return _RequestTemplate(options, wire, Redactor(self._credentials.key, *secrets))
+
+    async def _timed(self, exchange: Awaitable[T], redactor: Redactor, task_id: str) -> T:
+        """Await an exchange for at most the request timeout; raise our errors alone."""
+        failure: BaseException
+        request = self._request_timeout.start()
+        try:
+            result = await exchange
+        except BaseException as error:  # noqa: BLE001 -- cancellation, Ctrl-C: raised again below
+            late = self._request_timeout.stop(request)
+            if late and isinstance(error, asyncio.CancelledError):
+                failure = APITimeoutError(
+                    f"no whole answer within {self._timeout:g} s{self._through()}",
+                    task_id=task_id,
+                )
+            elif isinstance(error, APIError) or not isinstance(error, Exception):
+                failure = error
+            else:
+                failure = self._translate(error, redactor, task_id)
+        else:
+            self._request_timeout.stop(request)
+            return result
+        # aiohttp's frames hold the key: nothing that leaves here may lead to them.
+        failure.__cause__ = failure.__context__ = None
+        try:
+            raise failure.with_traceback(None)
+        finally:
+            del failure, exchange  # break the cycle of the exception and this frame
 
     async def _exchange(
-        self, session: aiohttp.ClientSession, signature: _RequestTemplate, url: URL, task_id: str
-    ) -> Response:
-        redactor = signature.redactor
-        response = await session.get(url, **signature.options)
+        self, sending: Awaitable[aiohttp.ClientResponse], redactor: Redactor, task_id: str
+    ) -> tuple[Response, bool]:
+        """Read an answer; return it, and whether it may be a stray one: for another task.
+
+        On the own session, the connection of such an answer is closed.
+        """
+        response = await sending
+        connection: ResponseHandler | None = getattr(response, "used_connection", None)
+        is_new = connection is not None and connection not in self._used
+        if connection is not None and is_new:
+            self._used.add(connection)
         try:
-            ok = 200 <= response.status < 300
+            status, headers = response.status, response.headers
+            ok = 200 <= status < 300
             body, whole = await _read(response.content, self._max_bytes if ok else _MAX_ERROR_BYTES)
+            if ok and not whole:
+                raise too_large(status, self._max_bytes, body, redactor, task_id)
             body = redactor.body(body)
-            if not ok:
-                raise self._status_error(response, body, redactor, task_id)
-            problem = None if whole else f"the answer is larger than {self._max_bytes} bytes"
-            task = None
-            if problem is None:
-                try:
-                    task = decode_task(body)
-                except ValueError as error:
-                    problem = f"the answer can't be read: {_empty(body) or error}"
-            if task is None:
-                shown = excerpt(body, redactor)
-                raise APIResponseValidationError(
-                    f"HTTP {response.status}, but {problem}: {shown!r}",
-                    task_id=task_id,
-                    status_code=response.status,
-                    body=shown,
-                )
-            headers = response.headers
             server_time = self._server_time(headers)
-            return Response(task, body, server_time, *parse_hints(headers, server_time))
+            if not ok:
+                raise status_error(
+                    status,
+                    headers,
+                    body,
+                    redactor,
+                    task_id,
+                    server_time=server_time,
+                    hint=self._proxy_hint(status),
+                )
+            task = read_task(status, body, redactor, task_id)
+            doubtful = task.task_id != task_id and not is_new
+            if doubtful and connection is not None:
+                connection.close()
+            hints = parse_hints(headers, server_time)
+            return Response(task, body, server_time, *hints), doubtful
         finally:
             if not response.content.is_eof():
                 response.close()
@@ -270,109 +374,91 @@ class Transport:
             self._date = (text, parse_date(text))
         return self._date[1]
 
-    def _status_error(
-        self, response: aiohttp.ClientResponse, body: bytes, redactor: Redactor, task_id: str
-    ) -> APIError:
-        status = response.status
-        message, trace_id = (text and printable(redactor.text(text)) for text in explain(body))
-        headers = response.headers
-        retry_after, quotas = parse_hints(headers, self._server_time(headers))
-        detail = f"HTTP {status}"
-        if message is not None:
-            detail += f": {message}"
-        if trace_id is not None:
-            detail += f" (trace id {trace_id})"
-        if retry_after is not None:
-            detail += f" (retry after {retry_after:g} s)"
-        location = headers.get("Location")
-        if 300 <= status < 400 and location is not None:
-            location = printable(redactor.text(location))
-            detail += f": a redirect to {location}, which is never followed; check base_url"
-        elif hint := HINTS.get(status):
-            detail += f"; {hint}"
-        error = status_error_class(status)(
-            detail,
-            task_id=task_id,
-            status_code=status,
-            body=excerpt(body, redactor),
-            message=message,
-            trace_id=trace_id,
-            retry_after=retry_after,
-        )
-        error._quotas = quotas  # noqa: SLF001 -- for the throttle, not for users
-        return error
-
     def _translate(self, error: Exception, redactor: Redactor, task_id: str) -> Exception:
+        """Return our error for one of aiohttp's, without the key and without its chain."""
         if self.closed:
             return ClientClosedError(
                 f"the client was closed while it asked for task {printable(task_id)!r}"
             )
         text = str(error.message if isinstance(error, aiohttp.ClientResponseError) else error)
         text = printable(redactor.text(text))
-        return APIConnectionError(
-            f"{type(error).__name__}: {text}" if text else type(error).__name__, task_id=task_id
-        )
+        detail = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        hint = None
+        if isinstance(error, aiohttp.ClientHttpProxyError):
+            detail = f"the proxy answered HTTP {error.status} ({text})"
+            hint = self._proxy_hint(error.status)
+        detail += self._through()
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            hint = _CERTIFICATE_HINT
+        if hint is None:
+            return APIConnectionError(detail, task_id=task_id)
+        # What only the user can mend is met again by each attempt.
+        return mark_transient(APIConnectionError(f"{detail}; {hint}", task_id=task_id), False)
+
+    def _through(self) -> str:
+        return f" (through the proxy {self._proxy.url})" if self._proxy is not None else ""
+
+    def _proxy_hint(self, status: int) -> str | None:
+        if status != 407 or self._proxy is None:
+            return None
+        if self._proxy.has_login:
+            return f"the proxy {self._proxy.url} refused the login in its URL"
+        return f"the proxy {self._proxy.url} wants a login: put user and password into its URL"
 
 
-def check_base_url(base_url: object, *, allow_insecure_http: bool, name: str = "base_url") -> str:
-    """Give `base_url` without a slash at its end; `name` is what messages call it.
-
-    Raises:
-        ConfigurationError: it has no scheme or host, another scheme than https (or http to loopback, or anywhere with
-            `allow_insecure_http`), credentials, a query or a fragment.
-        TypeError: it is no string.
-
-    """
-    if not isinstance(base_url, str):
-        raise TypeError(f"{name} must be a string, not {type(base_url).__name__}")
-    try:
-        url = URL(base_url) if base_url.isprintable() and " " not in base_url else None
-    except ValueError:
-        url = None
-    if url is None or url.scheme not in ("https", "http") or not url.raw_host:
-        raise ConfigurationError(f"{name} must be like https://host or https://host/prefix")
-    if url.raw_user is not None or url.raw_password is not None:
-        raise ConfigurationError(f"{name} must not hold credentials: pass the key as api_key")
-    if url.raw_query_string or url.raw_fragment or base_url.rstrip("/").endswith(("?", "#")):
-        raise ConfigurationError(f"{name} must not have a query or a fragment")
-    if url.scheme == "http" and not allow_insecure_http and not _is_loopback(url.raw_host):
-        raise ConfigurationError(
-            f"{name} would send the key over plain http to {printable(url.raw_host)}: use https, or pass "
-            "allow_insecure_http=True"
-        )
-    return str(url).rstrip("/")
+def pool_size(session: aiohttp.ClientSession) -> int | None:
+    """Return how many connections to one host a session opens at most; None for no limit."""
+    connector = session.connector
+    limits = (connector.limit, connector.limit_per_host) if connector is not None else ()
+    return min(filter(None, limits), default=None)
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _own_session() -> aiohttp.ClientSession:
+def _own_session(connector: aiohttp.BaseConnector, is_lean: bool = False) -> aiohttp.ClientSession:
+    # No limit in the connector: the throttle limits requests, outside the request timeout.
     return aiohttp.ClientSession(
-        # No cap of the pool's own: the throttle stands in front of it, outside the request's clock.
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
+        timeout=_NO_TIMEOUT,
+        request_class=LeanRequest if is_lean else aiohttp.ClientRequest,
+        response_class=LeanResponse if is_lean else OrdinaryResponse,
+    )
+
+
+def _query(task_id: str) -> str:
+    # Put together from encoded parts: parsing and checking takes more than twice as long.
+    try:
+        return "taskId=" + quote(task_id, safe="")
+    except UnicodeEncodeError:
+        pass
+    raise InvalidTaskIdError(
+        f"task id {printable(task_id)!r} holds a lone surrogate and can't be sent"
     )
 
 
 async def _read(content: aiohttp.StreamReader, limit: int) -> tuple[bytes, bool]:
-    """Read at most `limit` bytes of a body, after decompression; False if there were more."""
+    """Read a body of at most `limit` bytes, after decompression.
+
+    Returns the body and True; of a larger one, a beginning of at most 64 KiB and False.
+    """
     chunks: list[bytes] = []
     size = 0
     while not content.at_eof():
+        if chunks:
+            # A compressed body can have more and more without waiting: let others run.
+            await asyncio.sleep(0)
         chunk = await content.readany()
         chunks.append(chunk)
         size += len(chunk)
         if size > limit:
-            return b"".join(chunks)[:limit], False
+            return _beginning(chunks, min(limit, _MAX_ERROR_BYTES)), False
     return (chunks[0] if len(chunks) == 1 else b"".join(chunks)), True
 
 
-def _empty(body: bytes) -> str | None:
-    return None if body.strip() else "its body is empty"
+def _beginning(chunks: list[bytes], size: int) -> bytes:
+    beginning = b""
+    for chunk in chunks:
+        beginning += chunk[:size]
+        if len(beginning) >= size:
+            break
+    return beginning[:size]

@@ -20,6 +20,7 @@ from xai_tasks._errors import (
     ServerError,
     is_transient,
     printable,
+    transient_mark,
 )
 from xai_tasks._http.credentials import Credentials
 from xai_tasks._http.transport import Response, Transport
@@ -184,7 +185,8 @@ class RetryingFetcher:
         return answer
 
     def close(self) -> None:
-        """End the sleep of everybody between two attempts with `ClientClosedError`."""
+        """End each sleep between attempts, and each wait for a key, with `ClientClosedError`."""
+        self._credentials.close()
         if self._closing is not None and not self._closing.done():
             self._closing.set_result(None)
 
@@ -269,8 +271,11 @@ class RetryingFetcher:
     async def _next_delay(self, attempts: _Attempts) -> float | None:
         """Give the seconds before the next attempt, or None if there is to be none."""
         error = attempts.error
+        mark = transient_mark(error)
+        if mark is False:
+            return None
         if isinstance(error, APIStatusError):
-            if error.status_code not in self._policy.statuses:
+            if mark is None and error.status_code not in self._policy.statuses:
                 return None
             if error.retry_after is not None and error.retry_after > self._policy.max_retry_after:
                 return None
