@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -49,3 +50,27 @@ def test_files_of_page_are_found_by_name():
     page = "**`a.py`**\n\n```python\nprint(1)\n```\n\n```python\nprint(2)\n```\n\n**`b.ini`**\n\n```ini\n[b]\n```\n"
 
     assert files(page) == {"a.py": "print(1)\n", "b.ini": "[b]\n"}
+
+
+def test_picture_of_demo_is_of_todays_demo():
+    picture = (DOCS / "_static" / "demo.svg").read_text(encoding="utf-8")
+    lines = re.sub(r"<tspan[^>]*>|</tspan>", "", picture)
+
+    assert re.search(r">200 made-up tasks of 1 to 9 s on a test server\.<", lines)
+    assert len(re.findall(r">\s*\d+ of 200 ended, last demo-\d+: \w+<", lines)) >= 8
+    assert re.search(r">200 tasks in \d+\.\d s: 1\d\d completed, \d+ failed\.<", lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("retry-after: 503", ["retry", "after", "503"]),
+        ("轮询", ["轮询"]),
+        ("限速器API密钥", ["限速", "速器", "API", "密钥"]),
+        ("等", ["等"]),
+    ],
+)
+def test_search_splits_english_and_chinese(text, words):
+    conf = runpy.run_path(str(DOCS / "conf.py"))
+
+    assert conf["SearchBoth"]({}).split(text) == words
