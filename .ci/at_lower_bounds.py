@@ -1,4 +1,4 @@
-"""Check that this environment has each direct dependency at its lower bound, so that tests mean it."""
+"""Print each direct dependency as it is installed here, and fail unless that is its lower bound."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main() -> None:
             continue
         installed = version(requirement.name)
         [bound] = [each.version for each in requirement.specifier if each.operator == ">="]
-        print(f"{requirement.name} {installed}")
+        print(f"{requirement.name}=={installed}")
         if Version(installed) != Version(bound):
             above.append(f"{requirement.name}: the bound is {bound}, installed is {installed}")
     if above:

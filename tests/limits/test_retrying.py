@@ -173,7 +173,7 @@ class TestWait:
             (tenacity.wait_exponential(multiplier=1), [1, 2, 4]),
             (tenacity.wait_chain(tenacity.wait_fixed(1), tenacity.wait_fixed(7)), [1, 7, 7]),
             (tenacity.wait_exponential() + tenacity.wait_fixed(10), [11, 12, 14]),
-            (tenacity.wait_exception(lambda error: error.status_code / 100), [5, 5.02, 5.03]),
+            (lambda state: state.outcome.exception().status_code / 100, [5, 5.02, 5.03]),
             (lambda state: state.attempt_number * 10, [10, 20, 30]),
             (lambda state: -1, [0, 0, 0]),
         ],
