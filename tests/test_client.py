@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import pickle
 import time
+from unittest import mock
 
 import pytest
 from fakes import (
@@ -36,6 +37,7 @@ from xai_tasks import (
     TaskClient,
     TaskError,
     TaskFailedError,
+    TaskResult,
     TaskStatus,
     TaskTimedOutError,
     WaitTimeoutError,
@@ -550,6 +552,16 @@ class TestLoops:
         assert task.succeeded
         assert now() - begin < 12
         assert transport.count() == 10  # a second's sleep and a request of a tenth each
+
+
+async def test_methods_can_be_patched():
+    task = TaskResult("a", "completed")
+    async with TaskClient("key") as client:
+        with mock.patch.object(client, "wait", return_value=task) as wait:
+            assert await client.wait("a") is task
+        wait.assert_awaited_once_with("a")
+
+        assert client.wait.__self__ is client
 
 
 def test_refuses_to_be_pickled():

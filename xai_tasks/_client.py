@@ -102,6 +102,7 @@ class TaskClient:
     """
 
     __slots__ = (
+        "__dict__",  # so that tests can replace a method of one client
         "__weakref__",
         "_base_url",
         "_closed",

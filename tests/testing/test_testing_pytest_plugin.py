@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,10 +54,13 @@ def test_the_clients_were_closed():
 """
 
 
+PACKAGE = str(Path(xai_tasks.__file__).parents[1])
+
+
 @pytest.fixture
 def run(pytester, monkeypatch):
     # Works whether the package is installed or not.
-    monkeypatch.setenv("PYTHONPATH", str(Path(xai_tasks.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", PACKAGE)
 
     def run(test, *options, conftest="", **outcomes):
         pytester.makeconftest(f'{conftest}\npytest_plugins = ["xai_tasks.testing.pytest_plugin"]\n')
@@ -100,6 +107,49 @@ def test_anyio(run, conftest, options):
         conftest=conftest,
         passed=2,
     )
+
+
+@pytest.fixture(scope="session")
+def install(tmp_path_factory):
+    """Return a function that installs a version of pytest-asyncio, and returns its PYTHONPATH."""
+
+    @functools.cache
+    def install(*packages):
+        target = tmp_path_factory.mktemp("packages")
+        command = [sys.executable, "-m", "pip", "install", "-q", f"--target={target}", *packages]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"{packages} can't be installed: {done.stderr[-200:]}")
+        return str(target)
+
+    def path(version):
+        pytest_asyncio = install("--no-deps", f"pytest-asyncio=={version}")
+        return os.pathsep.join([pytest_asyncio, install("pytest<9"), PACKAGE])
+
+    return path
+
+
+def test_oldest_supported_pytest_asyncio(run, install, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", install("0.26.0"))
+    scopes = "".join(
+        one_test(f"@pytest.mark.asyncio(loop_scope='{scope}')", scope)
+        for scope in ("function", "module", "session")
+    )
+
+    # That version itself leaves event loops open, and warns of it.
+    run(HEAD + scopes + TAIL, *STRICT, "-W", "default", passed=4)
+    run(HEAD + one_test() + TAIL, *AUTO, passed=2)
+
+
+@pytest.mark.parametrize("version", ["0.21.2", "0.25.3"])
+def test_unsupported_pytest_asyncio_says_so(run, install, monkeypatch, version):
+    monkeypatch.setenv("PYTHONPATH", install(version))
+    other = "\ndef test_server(xai_task_server): pass\n"
+
+    result = run(one_test() + other, "-o", "asyncio_mode=auto", errors=1, passed=1)
+
+    lines = [line for line in result.outlines if "pytest-asyncio 0.26 or later" in line]
+    assert version in lines[0]
 
 
 def test_synchronous_tests(run):
