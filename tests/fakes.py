@@ -144,6 +144,8 @@ class FakeTransport:
     def __init__(self, latency=0.1):
         self.latency = latency
         self.requests = []
+        self.submissions = []
+        self.submitting = self.most_submitting = 0
         self.in_flight = self.most_in_flight = 0
         self.weather = lambda task_id: None
         self.default = None
@@ -178,6 +180,30 @@ class FakeTransport:
         for closing in self._closing:
             if not closing.done():
                 closing.set_result(None)
+
+    async def submit(self, request, *, on_sent):
+        """Submit a request: its id is its prompt. A fault is called before the request is sent."""
+        if self.closed:
+            raise ClientClosedError("the client is closed")
+        sent = Sent(request.prompt, asyncio.get_running_loop().time())
+        self.submissions.append(sent)
+        self.submitting += 1
+        self.most_submitting = max(self.most_submitting, self.submitting)
+        try:
+            faults = self._faults.get("POST")
+            sent.answer = faults.popleft()(request) if faults else request.prompt
+            if isinstance(sent.answer, APIConnectionError):
+                raise sent.answer
+            on_sent()
+            await self._travel(None if asyncio.isfuture(sent.answer) else self.latency)
+            if isinstance(sent.answer, Exception):
+                raise sent.answer
+            return sent.answer
+        except asyncio.CancelledError:
+            sent.answer = "aborted"
+            raise
+        finally:
+            self.submitting -= 1
 
     async def fetch(self, task_id):
         if self.closed:
@@ -236,6 +262,7 @@ def client_over(transport, **options):
     """Build a real client whose requests go to `transport`."""
     client = TaskClient(options.pop("api_key", "test-key"), **options)
     client._transport = client._fetcher._transport = transport
+    client._submitter._transport = transport
     return client
 
 

@@ -15,7 +15,8 @@ DOCS = ROOT / "docs"
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts]
 sys.path.insert(0, str(DOCS / "scripts"))
 
-import include_examples  # noqa: E402 -- it lies among the docs
+import include_examples  # noqa: E402 -- a script of the docs
+import reference_tables  # noqa: E402
 
 
 def name(page):
@@ -33,6 +34,13 @@ def test_stale_example_is_found():
     stale = "<!-- a.py: made by docs/scripts/include_examples.py -->\nold\n<!-- end of a.py -->\n"
 
     assert include_examples.COPY.search(stale)
+
+
+@pytest.mark.parametrize("page", reference_tables.PAGES, ids=name)
+def test_tables_of_names_are_current(page):
+    text = page.read_text(encoding="utf-8")
+
+    assert text == reference_tables.with_tables(text), "python docs/scripts/reference_tables.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

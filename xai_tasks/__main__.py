@@ -10,8 +10,8 @@ def main() -> int:
     """Run the command line with the arguments of this process.
 
     Returns:
-        the exit code: 0 all completed; 1 some did not; 2 usage or configuration; 3 key refused or API unusable; 4 some timed
-        out and nothing worse; 130 interrupted.
+        the exit code: 0 all completed; 1 some did not; 2 usage or configuration; 3 key refused or
+        API unusable; 4 some timed out and nothing worse; 130 interrupted.
 
     """
     if find_spec("click") is None or find_spec("rich") is None:

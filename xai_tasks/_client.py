@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Iterable
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypeVar, cast, overload
 
 from xai_tasks._downloads import Downloader
-from xai_tasks._errors import ClientClosedError, TaskError, XaiTasksError
+from xai_tasks._errors import (
+    ClientClosedError,
+    TaskError,
+    WaitTimeoutError,
+    XaiTasksError,
+    printable,
+)
 from xai_tasks._http.base_url import DEFAULT_BASE_URL, check_base_url
 from xai_tasks._http.credentials import Credentials
 from xai_tasks._http.file_transport import FileTransport
 from xai_tasks._http.proxy import ProxySetting
 from xai_tasks._http.transport import Transport
 from xai_tasks._limits.retrying import Counters, RetryingFetcher
+from xai_tasks._limits.submitting import Submitter
 from xai_tasks._limits.throttle import Throttle
 from xai_tasks._models import ClientStats, TaskResult, task_error
-from xai_tasks._policies import PollPolicy, RetryPolicy, check_count, check_seconds
+from xai_tasks._policies import PollPolicy, RetryPolicy, check_count, check_seconds, check_statuses
 from xai_tasks._polling.entries import Entry, Subscriber
 from xai_tasks._polling.poller import Poller
 from xai_tasks._polling.producers import check_one_of_many, check_task_id
+from xai_tasks._requests import Request, check_request
 from xai_tasks._streams import OutcomeStream, Watch
 
 if TYPE_CHECKING:
@@ -31,6 +40,9 @@ if TYPE_CHECKING:
 
 
 P = TypeVar("P", RetryPolicy, PollPolicy)
+
+
+logger = logging.getLogger("xai_tasks")
 
 
 class _FromPolicy(Enum):
@@ -80,6 +92,9 @@ class TaskClient:
         max_concurrency: requests in flight at most, 1 or more.
         rate_limit: requests per second at most, more than 0, with bursts of up to one second's worth. None: no limit
             until the server answers 429; then its limit is found out.
+        submit_retry_statuses: HTTP statuses, 400 to 599, with which the server surely has not
+            accepted a submission, so that it may be made again. Add 503 if nginx's `limit_req`
+            stands in front of the API.
         max_response_bytes: the largest body taken, in bytes after decompression, 1 or more.
         max_download_bytes: the largest file that `download` takes, in bytes, 1 or more.
         allow_insecure_http: whether the key may be sent over plain http to another host than this one.
@@ -103,6 +118,8 @@ class TaskClient:
         "_loop",
         "_poll",
         "_poller",
+        "_submissions",
+        "_submitter",
         "_throttle",
         "_transport",
     )
@@ -120,6 +137,7 @@ class TaskClient:
         rate_limit: float | None = None,
         max_response_bytes: int = 16 * 2**20,
         max_download_bytes: int = 2 * 2**30,
+        submit_retry_statuses: Collection[int] = (429,),
         allow_insecure_http: bool = False,
         user_agent: str | None = None,
     ) -> None:
@@ -139,6 +157,11 @@ class TaskClient:
         check_count("max_download_bytes", max_download_bytes, 1)
         if rate_limit is not None:
             check_seconds("rate_limit", rate_limit, positive=True)
+        retry_statuses = check_statuses("submit_retry_statuses", submit_retry_statuses)
+        if not all(400 <= status <= 599 for status in retry_statuses):
+            raise ValueError(
+                f"submit_retry_statuses must be within 400 and 599, not {submit_retry_statuses!r}"
+            )
         retry = _policy("retry", retry, RetryPolicy)
         self._poll = _policy("poll", poll, PollPolicy)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -155,6 +178,17 @@ class TaskClient:
         self._throttle = Throttle(max_concurrency, rate_limit)
         self._fetcher = RetryingFetcher(
             self._transport, self._throttle, credentials, retry, self._counters
+        )
+        self._submissions = Throttle(max_concurrency, rate_limit)
+        self._submitter = Submitter(
+            self._transport,
+            self._submissions,
+            credentials,
+            retry,
+            self._counters,
+            self._fetcher.budget,
+            retry_statuses=retry_statuses,
+            on_answer=self._on_submission_answer,
         )
         self._poller = Poller(
             self._fetcher,
@@ -210,6 +244,76 @@ class TaskClient:
         check_task_id(task_id)
         self._bind()
         return (await self._fetcher.fetch(task_id)).task
+
+    async def submit(self, request: Request) -> str:
+        """Submit a job, at most once: it costs money.
+
+        It is repeated, as the `RetryPolicy` says, only if it surely was not accepted: it was not
+        sent, because there was no connection, or the answer is one of `submit_retry_statuses`.
+        Cancelling the call after the request was sent does not take it back: a warning is logged.
+
+        Args:
+            request: an `ImageRequest` or a `VideoRequest`.
+
+        Returns:
+            the id of the task, to be waited for.
+
+        Raises:
+            SubmissionUncertainError: the request was sent, and no clear answer came. The task may
+                exist, so the request is not sent again.
+            APIError: the request was refused, or could not be sent; the subclass says why.
+            TypeError: the request is neither of the two.
+            ClientClosedError: the client is closed.
+
+        """
+        check_request(request)
+        self._bind()
+        return await self._submitter.submit(request)
+
+    async def run(
+        self,
+        request: Request,
+        *,
+        timeout: Timeout = FROM_POLICY,
+        poll: PollPolicy | None = None,
+        check: bool = True,
+    ) -> TaskResult:
+        """Submit a job as `submit` does, and wait until its task has ended.
+
+        Args:
+            request: an `ImageRequest` or a `VideoRequest`.
+            timeout: seconds from now, 0 or more; None: no limit. Default: the policy's. A request
+                that has been sent is never cut: its answer is awaited, so that its id is not lost.
+            poll: another policy than the client's.
+            check: whether a task that ended otherwise than completed is raised as an error.
+
+        Returns:
+            the ended task.
+
+        Raises:
+            XaiTasksError: what `submit` and `wait` raise. In a `WaitTimeoutError`, `task_id` is ""
+                if the request was not sent.
+            TypeError: the request is neither of the two.
+
+        """
+        check_request(request)
+        _, seconds = self._terms(poll, timeout)
+        loop = self._bind()
+        began = loop.time()
+        task_id = await self._submitter.submit(request, timeout=seconds)
+        left = None if seconds is None else max(0.0, began + seconds - loop.time())
+        try:
+            return await self.wait(task_id, timeout=left, poll=poll, check=check)
+        except WaitTimeoutError as error:
+            error.timeout = cast("float", seconds)
+            raise
+        except (ClientClosedError, asyncio.CancelledError):
+            logger.warning(
+                "stopped waiting for task %r, which was submitted and continues on the server",
+                printable(task_id),
+                extra={"task_id": task_id},
+            )
+            raise
 
     async def wait(
         self,
@@ -441,7 +545,7 @@ class TaskClient:
             polls=counters.polls,
             rate_limited=counters.rate_limited,
             waiting=self._poller.waiting,
-            in_flight=self._throttle.in_flight,
+            in_flight=self._throttle.in_flight + self._submissions.in_flight,
         )
 
     @property
@@ -458,8 +562,10 @@ class TaskClient:
         """
         self._check_loop()
         self._closed = True
-        self._throttle.close()
+        for throttle in (self._throttle, self._submissions):
+            throttle.close()
         self._fetcher.close()
+        self._submitter.close()
         try:
             await self._poller.close()
         finally:
@@ -467,6 +573,9 @@ class TaskClient:
                 await self._downloader.close()
             finally:
                 await self._transport.close()
+
+    def _on_submission_answer(self) -> None:
+        self._throttle.sign_of_life(asyncio.get_running_loop().time())
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         """Belong to the running loop from the first use on."""

@@ -339,6 +339,9 @@ class WaitTimeoutError(XaiTasksError, TimeoutError):
         self.last_error = last_error
 
     def __str__(self) -> str:
+        if not self.task_id:
+            text = f"the request was not sent within {self.timeout:g} s, so there is no task"
+            return text if self.last_error is None else f"{text}; last error: {self.last_error}"
         text = f"task {printable(self.task_id)!r} had not ended after {self.timeout:g} s"
         if self.last is not None:
             text += f"; last seen {self.last.status.value!r}"

@@ -73,14 +73,24 @@ def _strategy(instance: object, attribute: Attribute[Any], value: object) -> Non
         raise TypeError(f"{attribute.name} must be a tenacity strategy, not {type(value).__name__}")
 
 
-def _statuses(value: Iterable[int]) -> frozenset[int]:
+def check_statuses(name: str, value: Iterable[int]) -> frozenset[int]:
+    """Return the HTTP statuses in the argument called `name`.
+
+    Raises:
+        TypeError: it is not iterable, or holds something else than whole numbers.
+
+    """
     if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
-        raise TypeError(f"statuses must be a set of HTTP statuses, not {type(value).__name__}")
+        raise TypeError(f"{name} must be a set of HTTP statuses, not {type(value).__name__}")
     statuses = frozenset(value)
     for status in statuses:
         if isinstance(status, bool) or not isinstance(status, int):
-            raise TypeError(f"statuses must be whole numbers, not {type(status).__name__}")
+            raise TypeError(f"{name} must be whole numbers, not {type(status).__name__}")
     return statuses
+
+
+def _statuses(value: Iterable[int]) -> frozenset[int]:
+    return check_statuses("statuses", value)
 
 
 @frozen

@@ -180,5 +180,18 @@ class VideoRequest:
         return _to_json(self)
 
 
+def check_request(request: object) -> None:
+    """Check that something can be submitted.
+
+    Raises:
+        TypeError: it is neither an `ImageRequest` nor a `VideoRequest`.
+
+    """
+    if not isinstance(request, (ImageRequest, VideoRequest)):
+        raise TypeError(
+            f"request must be an ImageRequest or a VideoRequest, not {type(request).__name__}"
+        )
+
+
 Request: TypeAlias = ImageRequest | VideoRequest
 """What can be submitted."""

@@ -16,13 +16,13 @@ MOMENT = Snapshot(
     completed=6_120, failed=31, waiting=10_000, polls=41_900, rate_limited=4, expected=25_000.0
 )
 PACE = Pace()
-PACE.note(
+PACE.add(
     0.0,
     Snapshot(
         completed=4_790, failed=26, waiting=10_000, polls=35_860, rate_limited=4, expected=25_000.0
     ),
 )
-PACE.note(30.0, MOMENT)
+PACE.add(30.0, MOMENT)
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         record=True, width=126, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
     console.print("$ xai-tasks wait --input ids.txt --output out.jsonl --resume")
-    console.print(bar(MOMENT, PACE))
+    console.print(bar(MOMENT, PACE, 126))
     picture = console.export_svg(title="xai-tasks", unique_id="progress-bar")
     # The fonts that rich names would be fetched from a third party by whoever looks at the docs.
     PICTURE.write_text(re.sub(r"\s*@font-face \{.*?\}", "", picture, flags=re.DOTALL))

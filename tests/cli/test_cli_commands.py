@@ -335,7 +335,7 @@ class TestEveryCommand:
         def interrupted(**settings):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("xai_tasks._cli._app.make_client", interrupted)
+        monkeypatch.setattr("xai_tasks._cli._settings.make_client", interrupted)
         assert run_here(monkeypatch, capfd, "", ["get", "a"]) == (130, "", "\n")
 
     def test_help_into_a_closed_pipe_ends_quietly(self, program):

@@ -8,7 +8,8 @@ import os
 import click
 import pytest
 
-from xai_tasks._cli._output import Held, LineSink, open_output
+from xai_tasks._cli._output import LineSink, open_output
+from xai_tasks._cli._records import CompletedIds
 
 
 def line(task_id, status="completed", **fields):
@@ -19,12 +20,12 @@ def line(task_id, status="completed", **fields):
 
 
 def resumed(path):
-    held = Held()
-    os.close(open_output(str(path), held))
-    return held
+    completed = CompletedIds()
+    os.close(open_output(str(path), completed.add))
+    return completed
 
 
-class TestHeld:
+class TestCompletedIds:
     @pytest.mark.parametrize(
         ("record", "claimed"),
         [
@@ -41,28 +42,40 @@ class TestHeld:
         ],
     )
     def test_holds_what_has_ended_and_nothing_else(self, record, claimed):
-        held = Held()
-        held.add(record)
-        assert held.claim("a") is claimed
+        completed = CompletedIds()
+        completed.add(record)
+        assert completed.claim("a") is claimed
 
     def test_an_id_is_claimed_once(self):
-        held = Held()
-        assert [held.claim("a"), held.claim("a"), held.claim("b")] == [True, False, True]
-        assert (held.skipped, held.failed) == (1, 0)
+        completed = CompletedIds()
+        assert [completed.claim("a"), completed.claim("a"), completed.claim("b")] == [
+            True,
+            False,
+            True,
+        ]
+        assert completed.skipped == 1
 
-    def test_counts_skipped_ids_that_had_not_completed(self):
-        held = Held()
+    def test_counts_ids_by_how_they_ended_last(self):
+        completed = CompletedIds()
         for task_id, status in (
             ("a", "failed"),
             ("b", "completed"),
             ("c", "failed"),
             ("d", "failed"),
         ):
-            held.add({"taskId": task_id, "status": status})
-        held.add({"taskId": "d", "status": "completed"})  # a later line counts
-        for task_id in "abd":
-            held.claim(task_id)
-        assert (held.skipped, held.failed) == (3, 1)
+            completed.add({"taskId": task_id, "status": status})
+        completed.add({"taskId": "d", "status": "completed"})
+        completed.add({"taskId": "e", "status": None, "error": {"type": "NotFoundError"}})
+        assert completed.counts == {"failed": 2, "completed": 2, "NotFoundError": 1}
+
+    def test_ids_that_are_waited_for_again_are_not_counted(self):
+        completed = CompletedIds()
+        completed.add(
+            {"taskId": "a", "status": "processing", "error": {"type": "WaitTimeoutError"}}
+        )
+        assert completed.claim("a")
+        assert not completed.claim("a")
+        assert sum(completed.counts.values()) == 0
 
 
 class TestRepair:
@@ -72,15 +85,15 @@ class TestRepair:
         whole = line("b", result={"n": 1})
         path.write_bytes(line("a") + whole[:cut])
 
-        held = resumed(path)
+        completed = resumed(path)
 
         if cut == len(whole) - 1:  # only the newline was missing
             assert path.read_bytes() == line("a") + whole
-            assert not held.claim("b")
+            assert not completed.claim("b")
         else:
             assert path.read_bytes() == line("a")
-            assert held.claim("b")
-        assert not held.claim("a")
+            assert completed.claim("b")
+        assert not completed.claim("a")
 
     @pytest.mark.parametrize("rest", [b"\0" * 4096, line("b")[:15] + b"\0" * 100, b"{", b""])
     def test_what_a_power_cut_leaves_is_taken_away(self, tmp_path, rest):
@@ -101,9 +114,9 @@ class TestRepair:
         path = tmp_path / "out.jsonl"
         content = b"[]\n" + line("a") + line("b")[:9] + b"\n" + b'{"a":' * 5000 + b"\n\n"
         path.write_bytes(content)
-        held = resumed(path)
+        completed = resumed(path)
         assert path.read_bytes() == content
-        assert not held.claim("a")
+        assert not completed.claim("a")
 
     @pytest.mark.parametrize(
         ("before", "after"), [(b"", b""), (b"a\n", b"a\n"), (b'{"taskId"', b'{"taskId"\n')]
@@ -124,7 +137,7 @@ class TestRepair:
 
     def test_resume_needs_a_regular_file(self):
         with pytest.raises(click.UsageError, match="regular file"):
-            open_output("/dev/null", Held())
+            open_output("/dev/null", CompletedIds().add)
         os.close(open_output("/dev/null", None))
 
 

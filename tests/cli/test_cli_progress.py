@@ -19,7 +19,7 @@ from xai_tasks._cli._progress import (
     PlainReporter,
     Reporter,
     Snapshot,
-    spell,
+    format_duration,
     write_stderr,
 )
 
@@ -41,32 +41,32 @@ def snapshot(completed=0, failed=0, waiting=0, polls=0, rate_limited=0, expected
     ],
 )
 def test_lengths_of_time_are_said_in_two_units_at_most(seconds, said):
-    assert spell(seconds) == said
+    assert format_duration(seconds) == said
 
 
 class TestPace:
     def test_is_that_of_the_last_half_minute(self):
         pace = Pace()
         for second in range(100):
-            pace.note(second, snapshot(completed=second, polls=10 * second, expected=1000))
+            pace.add(second, snapshot(completed=second, polls=10 * second, expected=1000))
         for second in range(100, 140):
-            pace.note(second, snapshot(completed=99 + 2 * (second - 99), polls=1000, expected=1000))
+            pace.add(second, snapshot(completed=99 + 2 * (second - 99), polls=1000, expected=1000))
         assert pace.polls == 0
         assert pace.left == pytest.approx((1000 - 179) / 2)
 
     def test_spans_the_last_two_looks_however_far_apart(self):
         pace = Pace()
         for minute in range(3):
-            pace.note(60 * minute, snapshot(polls=600 * minute))
+            pace.add(60 * minute, snapshot(polls=600 * minute))
         assert pace.polls == 10
 
     def test_time_left_is_not_told_from_nothing(self):
         pace = Pace()
-        pace.note(0, snapshot(expected=10))
+        pace.add(0, snapshot(expected=10))
         assert (pace.polls, pace.left) == (0, None)
-        pace.note(1, snapshot(expected=10, polls=5))
+        pace.add(1, snapshot(expected=10, polls=5))
         assert (pace.polls, pace.left) == (5, None)
-        pace.note(2, snapshot(completed=5, polls=10))
+        pace.add(2, snapshot(completed=5, polls=10))
         assert pace.left is None
 
 
@@ -83,8 +83,8 @@ async def test_plain_reporter_tells_a_line_every_30_s(capsys):
     await asyncio.sleep(65)
     following.cancel()
     assert capsys.readouterr().err.splitlines() == [
-        "xai-tasks: 30 completed, 2 failed, 500 waiting, 20.0 polls/s, 3 rate limited, 49 min 28 s left",
-        "xai-tasks: 60 completed, 2 failed, 500 waiting, 20.0 polls/s, 3 rate limited, 48 min 58 s left",
+        "xai-tasks: 49 min 28 s left, 30 completed, 2 failed, 500 waiting, 20.0 polls/s, 3 rate limited",
+        "xai-tasks: 48 min 58 s left, 60 completed, 2 failed, 500 waiting, 20.0 polls/s, 3 rate limited",
     ]
 
 
@@ -122,7 +122,7 @@ class TestBar:
 
     def drawn(self, width, moment=MOMENT):
         console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-        console.print(bar(moment, PACE))
+        console.print(bar(moment, PACE, width))
         return console.file.getvalue()
 
     def test_tells_how_it_stands_in_one_line(self):

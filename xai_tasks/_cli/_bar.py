@@ -1,4 +1,4 @@
-"""The progress bar: the only module that imports rich, which takes its time."""
+"""The progress bar: the only module of a job that imports rich, which takes its time."""
 
 from __future__ import annotations
 
@@ -10,20 +10,42 @@ from rich.text import Text
 from xai_tasks._cli._output import has_room
 from xai_tasks._cli._progress import Pace, PlainReporter, Snapshot, facts, write_stderr
 
-_STYLES = ("green", "red", "", "cyan", "yellow", "magenta")
+_STYLES = {
+    "left": "magenta",
+    "completed": "green",
+    "failed": "red",
+    "polls/s": "cyan",
+    "limited": "yellow",
+}
+_MIN_BAR = 8
+_GAP = 2
+_BEFORE_BAR = 2
+"""Facts that go before the bar where there is not room for all."""
 _ERASE = "\r\x1b[2K"
 _STDERR = 2
 
 
-def bar(snapshot: Snapshot, pace: Pace) -> Table:
-    """Draw where the job stands, in one line."""
-    row = Table.grid(padding=(0, 2), expand=True)
-    row.add_column(ratio=1, min_width=8)
-    row.add_column(no_wrap=True, overflow="ellipsis")
-    said = [Text(fact, style) for fact, style in zip(facts(snapshot, pace), _STYLES, strict=False)]
+def bar(snapshot: Snapshot, pace: Pace, width: int) -> Table:
+    """Draw where the job stands in one line of `width` columns, the most useful first."""
     # Without a total there is nothing to draw, and an empty bar would look like a standstill.
-    total, ended = snapshot.expected or 0.0, snapshot.ended
-    row.add_row(ProgressBar(total=total, completed=ended) if total else "", Text("  ").join(said))
+    total, said = snapshot.expected or 0.0, facts(snapshot, pace)
+    room, shown, has_bar = width, list[str](), False
+    for place, fact in enumerate(said):
+        if place == _BEFORE_BAR and total and room >= _MIN_BAR:
+            room -= _MIN_BAR + _GAP
+            has_bar = True
+        if len(fact) > room:
+            break
+        room -= len(fact) + _GAP
+        shown.append(fact)
+    row = Table.grid(padding=(0, _GAP, 0, 0), expand=True, pad_edge=False)
+    if has_bar:
+        row.add_column(ratio=1)
+    row.add_column(no_wrap=True, overflow="ellipsis")
+    words = Text(" " * _GAP).join(
+        Text(fact, _STYLES.get(fact.split()[-1], "")) for fact in shown or said[:1]
+    )
+    row.add_row(*([ProgressBar(total=total, completed=snapshot.ended)] if has_bar else []), words)
     return row
 
 
@@ -37,15 +59,21 @@ class BarReporter(PlainReporter):
         self._drawn = False
 
     def show(self, snapshot: Snapshot, pace: Pace) -> None:
-        if not has_room(_STDERR):
+        if has_room(_STDERR) is False:
             return  # the terminal is held, as by Ctrl-S: this must not hold the waits
+        # One column less than there are: some terminals wrap after the last.
+        width = self._console.width - 1
         with self._console.capture() as captured:
-            # One column less than there are: some terminals wrap after the last.
-            self._console.print(bar(snapshot, pace), width=self._console.width - 1)
-        write_stderr(_ERASE + captured.get().rstrip("\n"))
+            self._console.print(bar(snapshot, pace, width), width=width)
+        write_stderr(self._erase() + captured.get().rstrip("\n"))
         self._drawn = True
 
     def clear(self) -> None:
         if self._drawn:
-            write_stderr(_ERASE)
+            write_stderr(self._erase())
             self._drawn = False
+
+    def _erase(self) -> str:
+        if self._console.legacy_windows:  # no escape sequences there
+            return "\r" + " " * (self._console.width - 1) + "\r"
+        return _ERASE

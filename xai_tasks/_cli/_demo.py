@@ -9,7 +9,7 @@ from typing import cast
 import click
 
 from xai_tasks import ClientStats, Outcome, PollPolicy, TaskClient, TaskResult, wait_adaptive
-from xai_tasks._cli._running import Exit, Interrupt
+from xai_tasks._cli._process import Exit, Interrupt
 from xai_tasks.testing import TaskServer, uniform
 
 TASKS = 200

@@ -1,40 +1,46 @@
-"""Where lines go, and what a file of an earlier run holds already."""
+"""Where lines go, and what a file of an earlier run holds."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
+import errno
 import os
 import select
 import stat
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
-from xai_tasks import TaskResult, TaskStatus
-from xai_tasks._cli._ids import digest
+from xai_tasks._cli._input import id_line, parse_line
+from xai_tasks._cli._records import BEGINNINGS, parse_record
 
 if sys.platform != "win32":  # pragma: no branch -- Windows has no flock; there, files go unlocked
     import fcntl
 
-_STATUSES = frozenset(TaskStatus)
+STDOUT = 1
 _ATOMIC = 512
 """Bytes that a pipe takes in one piece wherever it takes any: POSIX's least PIPE_BUF."""
-_BEGINNING = b'{"taskId":'
-"""What every line begins with, so that one cut off can be told from a file that is none of ours."""
 
 
-def has_room(fd: int) -> bool:
-    """Say whether a short write to a pipe or terminal would go through at once."""
+def has_room(fd: int) -> bool | None:
+    """Return whether a short write to a pipe or terminal would go through at once.
+
+    Returns:
+        None where that can't be known: on Windows, whose `select` takes sockets only.
+
+    """
     try:
         return bool(select.select([], [fd], [], 0)[1])
-    except OSError:  # pragma: no cover -- Windows, which can ask sockets only
-        return False
+    except (OSError, ValueError):
+        return None
 
 
 class LineSink:
-    """Writes lines, each in one piece and at once, without blocking the loop where a reader is slow.
+    """Writes lines, each whole and at once, without blocking the loop while a reader is slow.
 
     Args:
         fd: where to.
@@ -42,24 +48,24 @@ class LineSink:
 
     """
 
-    __slots__ = ("_fd", "_is_file", "_name", "is_terminal")
+    __slots__ = ("_fd", "_name", "is_file", "is_terminal")
 
     def __init__(self, fd: int, name: str) -> None:
         self._fd = fd
         self._name = name
-        self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        self.is_file: bool = stat.S_ISREG(os.fstat(fd).st_mode)
         self.is_terminal: bool = os.isatty(fd)
         """Whether the lines appear on a terminal."""
 
     async def write(self, line: bytes) -> None:
-        """Write a line; cancelled, it is still written first.
+        """Write a line. Cancelled, it is written before the cancellation goes on.
 
         Raises:
-            BrokenPipeError: nobody reads any more.
-            OSError: it can't be written.
+            BrokenPipeError: the reader is gone.
+            OSError: it can't be written; a file then ends with the line before it.
 
         """
-        if self._is_file or (len(line) <= _ATOMIC and has_room(self._fd)):
+        if self.is_file or (len(line) <= _ATOMIC and has_room(self._fd)):
             self._write(line)
             return
         writing = asyncio.get_running_loop().run_in_executor(None, self._write, line)
@@ -76,76 +82,56 @@ class LineSink:
                 try:
                     rest = rest[os.write(self._fd, rest) :]
                 except BlockingIOError:
-                    # Somebody who shares the pipe has made it non-blocking.
+                    # A process that shares the pipe has made it non-blocking.
                     select.select([], [self._fd], [])
         except OSError as error:
+            if self.is_file and len(rest) < len(line):
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, os.fstat(self._fd).st_size - (len(line) - len(rest)))
             raise OSError(error.errno, error.strerror, self._name) from None
 
 
-class Held:
-    """The ids not to wait for again: those that an output file holds as ended, and those of this run, as 64-bit hashes.
+def open_output(name: str, on_record: Callable[[dict[str, Any]], None] | None) -> int:
+    """Open a file to append lines to, locked against a second run; it is made if it is missing.
 
-    A million take 80 MB. That two of a million ids hash alike, so that one is skipped, has a chance of 1 in 37 million.
-    """
-
-    __slots__ = ("_failed", "_hashes", "failed", "skipped")
-
-    def __init__(self) -> None:
-        self._hashes: set[int] = set()
-        self._failed: set[int] = set()
-        self.skipped = 0
-        """Ids asked for that were held."""
-        self.failed = 0
-        """Those among them that had not completed."""
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Take in a line of the file, and keep its id if it has ended there."""
-        task_id, word = record.get("taskId"), record.get("status")
-        if not isinstance(task_id, str) or not isinstance(word, str):
-            return
-        status = TaskStatus(word) if word in _STATUSES else TaskStatus.UNKNOWN
-        if TaskResult(task_id, status, raw=record).done:
-            key = digest(task_id)
-            self._hashes.add(key)
-            if status is TaskStatus.COMPLETED:
-                self._failed.discard(key)
-            else:
-                self._failed.add(key)
-
-    def claim(self, task_id: str) -> bool:
-        """Say whether an id is not held, and hold it from now on."""
-        key = digest(task_id)
-        if key not in self._hashes:
-            self._hashes.add(key)
-            return True
-        self.skipped += 1
-        self.failed += key in self._failed
-        return False
-
-
-def open_output(name: str, held: Held | None) -> int:
-    """Open a file to append lines to, locked against a second run; it is made if it is not there.
+    A pipe is opened for writing only: opened for reading too, it would never break. A FIFO waits
+    for its reader.
 
     Args:
-        name: its path.
-        held: is given what the file holds, and a line cut off at its end is taken away; None: nothing in it is touched.
+        name: its path; "-": stdout.
+        on_record: called with each record that the file holds, and a line cut off at its end is
+            removed; None: nothing in the file is read.
 
     Returns:
         a file descriptor.
 
     Raises:
         OSError: it can't be opened.
-        click.ClickException: another run writes it, or its last line is cut off and none of ours.
+        click.ClickException: another run writes it, or its last line is cut off and not ours.
 
     """
-    fd = os.open(name, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    if stat.S_ISREG(os.fstat(fd).st_mode):
+    fd = STDOUT if name == "-" else _open(name)
+    if on_record is not None and not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise click.UsageError(f"--resume needs a regular file, which {name} is not")
+    if name != "-" and stat.S_ISREG(os.fstat(fd).st_mode):
         _lock(fd, name)
         with open(fd, "rb", closefd=False) as file:
-            _end_last_line(file, name, held)
-    elif held is not None:
-        raise click.UsageError(f"--resume needs a regular file, which {name} is not")
+            _end_last_line(file, name, on_record)
     return fd
+
+
+def _open(name: str) -> int:
+    try:
+        is_file = stat.S_ISREG(Path(name).stat().st_mode)
+    except FileNotFoundError:
+        is_file = True
+    flags = os.O_RDWR | os.O_CREAT if is_file else os.O_WRONLY
+    try:
+        return os.open(name, flags | os.O_APPEND, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO and os.path.samestat(Path(name).stat(), os.fstat(STDOUT)):
+            return STDOUT  # /dev/stdout is a socket, which can't be opened by its name
+        raise
 
 
 def _lock(fd: int, name: str) -> None:
@@ -158,9 +144,11 @@ def _lock(fd: int, name: str) -> None:
             pass
 
 
-def _end_last_line(file: BinaryIO, name: str, held: Held | None) -> None:
-    """See that the next line begins on a line of its own."""
-    if held is None:
+def _end_last_line(
+    file: BinaryIO, name: str, on_record: Callable[[dict[str, Any]], None] | None
+) -> None:
+    """Ensure that the next line begins on a line of its own."""
+    if on_record is None:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         if file.read() not in (b"", b"\n"):
@@ -168,25 +156,67 @@ def _end_last_line(file: BinaryIO, name: str, held: Held | None) -> None:
         return
     whole = 0
     for line in file:
-        record = _parse(line)
+        record = parse_record(line)
         if record is not None:
-            held.add(record)
+            on_record(record)
         if line.endswith(b"\n"):
             whole += len(line)
         elif record is not None:
             os.write(file.fileno(), b"\n")
-        elif line.startswith(_BEGINNING) or _BEGINNING.startswith(line.rstrip(b"\0")):
+        elif any(
+            line.startswith(each) or each.startswith(line.rstrip(b"\0")) for each in BEGINNINGS
+        ):
             # NULs alone are what a power cut may leave of a line.
             os.ftruncate(file.fileno(), whole)
         else:
             raise click.UsageError(
-                f"{name} ends in a line that is none of this program's: is it the right file?"
+                f"{name} ends in a line that is not of this program: is it the right file?"
             )
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
+class PendingFile:
+    """`FILE.pending` beside an output file: ids that were read from a pipe and did not end.
+
+    Args:
+        output_name: the path of the output file.
+        replace: whether what is written replaces what an earlier run left, as this run has read it.
+
+    """
+
+    def __init__(self, output_name: str, *, replace: bool) -> None:
+        self.path = Path(f"{output_name}.pending")
+        self._replace = replace
+
+    def read(self) -> list[str]:
+        """Return its ids; none if it is missing.
+
+        Raises:
+            OSError: it can't be read.
+
+        """
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        found: list[str] = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                task_id = parse_line(line)
+                found += [] if task_id is None else [task_id]
+        return found
+
+    def write(self, task_ids: Sequence[str]) -> None:
+        """Write ids; where there are none left, the file is removed.
+
+        Raises:
+            OSError: it can't be written; it is then as before.
+
+        """
+        if not self._replace:
+            task_ids = [*self.read(), *task_ids]
+        if not task_ids:
+            self.path.unlink(missing_ok=True)
+            return
+        part = self.path.with_name(f"{self.path.name}.part")
+        part.write_text("".join(f"{id_line(each)}\n" for each in task_ids), encoding="utf-8")
+        part.replace(self.path)

@@ -1,10 +1,12 @@
-"""Telling on stderr where a job stands."""
+"""What is shown on stderr while a job runs."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -26,11 +28,11 @@ class Snapshot:
     rate_limited: int
     """429 answers."""
     expected: float | None
-    """How many ids there will be, where that can be told."""
+    """How many ids there will be, where that is known."""
 
     @property
     def ended(self) -> int:
-        """Ids that came to an end, whichever."""
+        """Ids that came to an end."""
         return self.completed + self.failed
 
 
@@ -40,29 +42,39 @@ class Pace:
     def __init__(self) -> None:
         self._seen: deque[tuple[float, Snapshot]] = deque()
 
-    def note(self, moment: float, snapshot: Snapshot) -> None:
-        """Take in where the job stands at `moment`, in seconds of any clock that runs evenly."""
+    def add(self, moment: float, snapshot: Snapshot) -> None:
+        """Record where the job stands at `moment`, in seconds of a monotonic clock."""
         self._seen.append((moment, snapshot))
         while len(self._seen) > 2 and moment - self._seen[1][0] >= _WINDOW:
             self._seen.popleft()
 
     @property
+    def seconds(self) -> float:
+        """Seconds that the rates are taken over."""
+        return self._seen[-1][0] - self._seen[0][0]
+
+    @property
     def polls(self) -> float:
         """Polls per second."""
-        (begin, first), (end, last) = self._seen[0], self._seen[-1]
-        return (last.polls - first.polls) / (end - begin) if end > begin else 0.0
+        first, last = self._seen[0][1], self._seen[-1][1]
+        return (last.polls - first.polls) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the server has refused requests for their rate."""
+        return self._seen[-1][1].rate_limited > self._seen[0][1].rate_limited
 
     @property
     def left(self) -> float | None:
-        """Seconds that the rest will take at this pace, where that can be told."""
-        (begin, first), (end, last) = self._seen[0], self._seen[-1]
+        """Seconds that the rest takes at this pace, where that is known."""
+        first, last = self._seen[0][1], self._seen[-1][1]
         if last.expected is None or last.ended == first.ended:
             return None
-        return (last.expected - last.ended) * (end - begin) / (last.ended - first.ended)
+        return (last.expected - last.ended) * self.seconds / (last.ended - first.ended)
 
 
-def spell(seconds: float) -> str:
-    """Say a length of time in two units at most: `7.2 s`, `42 s`, `3 min 20 s`, `5 h 2 min`."""
+def format_duration(seconds: float) -> str:
+    """Return a length of time in two units at most: `7.2 s`, `42 s`, `3 min 20 s`, `5 h 2 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -73,7 +85,7 @@ def spell(seconds: float) -> str:
 
 
 def write_stderr(text: str) -> None:
-    """Write to stderr; where nobody reads it any more, the job goes on without."""
+    """Write to stderr; once its reader is gone, the job goes on without."""
     if sys.stderr is not None:
         try:
             sys.stderr.write(text)
@@ -83,40 +95,50 @@ def write_stderr(text: str) -> None:
 
 
 class Reporter:
-    """Tells errors and warnings, and nothing of how it goes: what `--quiet` asks for."""
+    """Reports errors and warnings, and no progress: what `--quiet` asks for."""
 
     interval: float | None = None
-    """Seconds between two looks at where the job stands; None: there are none."""
+    """Seconds between two reports of progress; None: there are none."""
 
     def say(self, message: str) -> None:
-        """Tell something that the user must know."""
+        """Report what the user must know."""
         self.clear()
         write_stderr(f"xai-tasks: {message}\n")
 
     def sum_up(self, message: str) -> None:
-        """Tell something at the end that a user may want to know."""
+        """Report at the end what the user may want to know."""
 
     def clear(self) -> None:
         """Make way for a line on the terminal."""
 
     def show(self, snapshot: Snapshot, pace: Pace) -> None:
-        """Tell where the job stands, and how fast it goes."""
+        """Report where the job stands, and how fast it goes."""
 
-    async def follow(self, look: Callable[[], Snapshot]) -> None:
-        """Tell where the job stands, again and again, until cancelled."""
-        if self.interval is None:
+    async def follow(
+        self, look: Callable[[], Snapshot], check: Callable[[Snapshot, Pace], None] | None = None
+    ) -> None:
+        """Report progress until cancelled.
+
+        Args:
+            look: returns where the job stands.
+            check: called each time beside it, also where no progress is shown.
+
+        """
+        if self.interval is None and check is None:
             return
         pace = Pace()
-        pace.note(asyncio.get_running_loop().time(), look())
+        pace.add(asyncio.get_running_loop().time(), look())
         while True:
-            await asyncio.sleep(self.interval)
+            await asyncio.sleep(self.interval or _WINDOW)
             snapshot = look()
-            pace.note(asyncio.get_running_loop().time(), snapshot)
+            pace.add(asyncio.get_running_loop().time(), snapshot)
+            if check is not None:
+                check(snapshot, pace)
             self.show(snapshot, pace)
 
 
 class PlainReporter(Reporter):
-    """Tells how it goes in a line every 30 s."""
+    """Reports progress in a line every 30 s."""
 
     interval = 30.0
 
@@ -127,8 +149,21 @@ class PlainReporter(Reporter):
         self.say(", ".join(facts(snapshot, pace)))
 
 
+def make_reporter(*, quiet: bool) -> Reporter:
+    """Choose how progress is reported: a bar on a terminal, a line now and then elsewhere."""
+    if quiet:
+        return Reporter()
+    # Windows has no TERM.
+    term = os.environ.get("TERM", "dumb" if os.name == "posix" else "")
+    if sys.stderr is None or not sys.stderr.isatty() or term in ("dumb", "unknown"):
+        return PlainReporter()
+    from xai_tasks._cli._bar import BarReporter  # noqa: PLC0415 -- rich is slow to import
+
+    return BarReporter()
+
+
 def facts(snapshot: Snapshot, pace: Pace) -> list[str]:
-    """Put where the job stands into words."""
+    """Put where the job stands into words, the most useful first."""
     said = [
         f"{snapshot.completed:,} completed",
         f"{snapshot.failed:,} failed",
@@ -136,16 +171,42 @@ def facts(snapshot: Snapshot, pace: Pace) -> list[str]:
         f"{pace.polls:.1f} polls/s",
         f"{snapshot.rate_limited:,} rate limited",
     ]
-    return said if pace.left is None else [*said, f"{spell(pace.left)} left"]
+    return said if pace.left is None else [f"{format_duration(pace.left)} left", *said]
 
 
 class LogHandler(logging.Handler):
-    """Hands the client's warnings on to a reporter."""
+    """Passes the log of the client on to a reporter.
 
-    def __init__(self, reporter: Reporter) -> None:
-        super().__init__(logging.WARNING)
+    Args:
+        reporter: what reports it.
+        verbose: 0: warnings; 1: retries, pauses and polls too; 2: with the time, and aiohttp's log.
+
+    """
+
+    def __init__(self, reporter: Reporter, verbose: int = 0) -> None:
+        super().__init__(logging.DEBUG if verbose else logging.WARNING)
         self._reporter = reporter
+        self._with_time = verbose > 1
+        self._loggers = ["xai_tasks", "aiohttp", "asyncio"][: 3 if verbose > 1 else 1]
+        self._levels: list[int] = []
+
+    def __enter__(self) -> None:
+        for name in self._loggers:
+            logger = logging.getLogger(name)
+            self._levels.append(logger.level)
+            logger.addHandler(self)
+            if self.level < logging.WARNING:
+                logger.setLevel(self.level)
+
+    def __exit__(self, *exc_info: object) -> None:
+        for name, level in zip(self._loggers, self._levels, strict=True):
+            logging.getLogger(name).removeHandler(self)
+            logging.getLogger(name).setLevel(level)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tell a warning."""
-        self._reporter.say(record.getMessage())
+        """Report a record."""
+        message = record.getMessage()
+        if self._with_time:
+            clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+            message = f"{clock}.{record.msecs:03.0f} {record.name}: {message}"
+        self._reporter.say(message)

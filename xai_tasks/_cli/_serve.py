@@ -7,7 +7,7 @@ import json
 import sys
 
 from xai_tasks._cli._output import LineSink
-from xai_tasks._cli._running import Exit, Interrupt
+from xai_tasks._cli._process import Exit, Interrupt
 from xai_tasks.testing import Duration, TaskServer
 
 API_KEY = "test"

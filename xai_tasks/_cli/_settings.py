@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
 from xai_tasks import ConfigurationError, PollPolicy, TaskClient, wait_adaptive
 
 _PENDING = 10_000
-"""Ids in rotation at most: what the client takes by itself."""
+"""Ids in rotation at most: the client's default."""
+
+_IN_OPTIONS = (
+    (re.compile(r",? or\s+pass\s+allow_insecure_http=True"), ""),
+    (re.compile(r"pass api_key\b"), "name a file with --api-key-file"),
+    (re.compile(r"pass the key as api_key\b"), "set $MOUNTSEA_API_KEY or use --api-key-file"),
+    (re.compile(r"the function api_key gave"), "--api-key-file holds"),
+    (re.compile(r"(?<![\w-])api_key\b"), "--api-key-file"),
+    (re.compile(r"(?<![\w-])base_url\b"), "--base-url"),
+)
 
 
-class Seconds(click.ParamType[float | None]):
-    """A number of seconds, or `none` for no limit."""
-
-    name = "seconds"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | None:
-        """Read the option."""
-        if value == "none":
-            return None
-        return click.FloatRange(min=0).convert(value, param, ctx)
-
-
-class Shard(click.ParamType[tuple[int, int]]):
-    """`K/N`: the Kth of N parts."""
-
-    name = "K/N"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        """Read the option."""
-        first, _, second = str(value).partition("/")
-        if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
-            self.fail(f"{value!r} is no K/N with 1 <= K <= N, such as 1/4", param, ctx)
-        return int(first), int(second)
+def in_options(message: str) -> str:
+    """Return a message of the client with the names of options in place of Python arguments."""
+    for pattern, words in _IN_OPTIONS:
+        message = pattern.sub(words, message)
+    return message
 
 
 def make_client(
@@ -69,28 +56,34 @@ def make_client(
             rate_limit=rate,
             poll=PollPolicy(wait=learning, timeout=timeout),
         )
-    except ConfigurationError:
-        raise
+    except ConfigurationError as error:
+        raise ConfigurationError(in_options(str(error))) from None
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 
 
 def pending_at_most(rate: float | None, timeout: float | None) -> int:
-    """Say how many ids may be in rotation, so that each is asked for ten times before its time runs out."""
+    """Return how many ids may be in rotation, so that each is polled ten times in its timeout."""
     if rate is None or timeout is None:
         return _PENDING
     return min(_PENDING, max(1, int(rate * timeout / 10)))
 
 
 def _key_source(path: Path) -> str | Callable[[], str]:
-    """Give the key, or where it may change while the job runs, what reads it again after a 401."""
+    """Return the key, or a function that reads it again after a 401: it may be replaced."""
 
     def read() -> str:
-        return path.read_text().strip()
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError:
+            problem = "is not text"
+        except OSError as error:
+            problem = f"can't be read: {error.strerror}"
+        raise ConfigurationError(f"the key file {path} {problem}")
 
     key = read()
     if not path.is_file():
         return key  # a pipe, such as a shell's <(...), can be read once
-    # Checked now: a bad key is better told before the first request.
+    # Checked now: a bad key is better reported before the first request.
     TaskClient(key)
     return read

@@ -56,6 +56,27 @@ def read_task(status: int, body: bytes, redactor: Redactor, task_id: str) -> Tas
     raise invalid_answer(status, f"the answer can't be read: {problem}", body, redactor, task_id)
 
 
+def read_task_id(status: int, body: bytes, redactor: Redactor) -> str:
+    """Return the id in the body of a 2xx to a submission.
+
+    Raises:
+        APIResponseValidationError: the body is not JSON, or has no `taskId`.
+
+    """
+    try:
+        answer = parse_json(body)
+        problem = f"an object was expected, not {type(answer).__name__}"
+    except ValueError as error:
+        answer = None
+        problem = str(error) if body.strip() else "its body is empty"
+    if isinstance(answer, dict):
+        task_id = answer.get("taskId")
+        if isinstance(task_id, str) and task_id:
+            return task_id
+        problem = "'taskId' is missing, empty or not a string"
+    raise invalid_answer(status, f"the answer can't be read: {problem}", body, redactor, "")
+
+
 def invalid_answer(
     status: int, problem: str, body: bytes, redactor: Redactor, task_id: str
 ) -> APIResponseValidationError:
@@ -94,7 +115,7 @@ def status_error(
         headers: the answer's headers.
         body: the answer's body, or the beginning of a large one.
         redactor: removes the key from every text.
-        task_id: the id that was asked for.
+        task_id: the id that was asked for; "" for a submission.
         server_time: the answer's `Date`, in Unix seconds.
         hint: what to do about this status, where it is not what the API means by it.
 
@@ -120,7 +141,8 @@ def status_error(
             hint = _NO_ROUTE
         elif foreign:
             hint = _FOREIGN
-        hint = hint or _HINTS.get(status)
+        if task_id or status in (401, 402):
+            hint = hint or _HINTS.get(status)
         detail += f"; {hint}" if hint else ""
     error = status_error_class(status)(
         detail,

@@ -20,9 +20,11 @@ from yarl import URL
 from xai_tasks._errors import (
     APIConnectionError,
     APIError,
+    APIStatusError,
     APITimeoutError,
     ClientClosedError,
     InvalidTaskIdError,
+    SubmissionUncertainError,
     mark_transient,
     printable,
 )
@@ -32,8 +34,16 @@ from xai_tasks._http.hints import Quota, parse_date, parse_hints
 from xai_tasks._http.lean import LeanRequest, LeanResponse, OrdinaryResponse, Wire
 from xai_tasks._http.proxy import Proxy
 from xai_tasks._http.request_timeout import RequestTimeout
-from xai_tasks._http.responses import invalid_answer, read_task, status_error, too_large
+from xai_tasks._http.responses import (
+    invalid_answer,
+    read_task,
+    read_task_id,
+    status_error,
+    too_large,
+)
+from xai_tasks._http.submission import SubmissionBody
 from xai_tasks._models import TaskResult
+from xai_tasks._requests import Request
 from xai_tasks._version import __version__
 
 T = TypeVar("T")
@@ -96,6 +106,7 @@ class Transport:
         "_proxy",
         "_request_timeout",
         "_session",
+        "_submission_url",
         "_template",
         "_timeout",
         "_url",
@@ -142,6 +153,7 @@ class Transport:
             encoded=True,
         )
         self._url = self._build_url()
+        self._submission_url = url
         self._session = session
         self._fresh: aiohttp.ClientSession | None = None
         self._borrowed = session is not None
@@ -229,10 +241,7 @@ class Transport:
     ) -> Response:
         """Repeat a request that was answered for another task; no retry in the policy's sense."""
         if not self._borrowed:
-            if self._fresh is None:
-                # Each of its connections serves one request.
-                self._fresh = _own_session(aiohttp.TCPConnector(limit=0, force_close=True))
-            session = self._fresh
+            session = self._fresh_session()
         logger.debug(
             "an answer for task %r came in place of that for %r: asking again",
             printable(stray.task.task_id),
@@ -246,6 +255,86 @@ class Transport:
             problem = "the answers to two requests are for two other tasks"
             raise invalid_answer(200, problem, answer.body, redactor, task_id)
         return answer
+
+    async def submit(self, request: Request, *, on_sent: Callable[[], None]) -> str:
+        """Submit a request once, with the newest key that `Credentials` has.
+
+        On the own session, each submission has a new connection. The server may close an idle one
+        at the moment it is used, and then nobody knows whether the request was accepted.
+
+        Args:
+            request: what to submit.
+            on_sent: called before the first byte is written; if it raises, nothing is written.
+
+        Returns:
+            the id of the task.
+
+        Raises:
+            SubmissionUncertainError: the request was sent, and no readable answer came.
+            APIStatusError: the server answered with another status than 2xx.
+            APIError: the request was not sent; the subclass says why.
+            ClientClosedError: the client, or the session it borrowed, is closed.
+
+        """
+        session, template = await self._ready()
+        if not self._borrowed:
+            session = self._fresh_session()
+        url = self._submission_url
+        path = url.raw_path.rstrip("/") + request._PATH  # noqa: SLF001 -- ours
+        body = SubmissionBody(request, on_sent)
+        sending = session.post(url.with_path(path, encoded=True), data=body, **template.options)
+        redactor = template.redactor
+        try:
+            return await self._timed(self._read_task_id(sending, redactor), redactor, "")
+        except Exception as error:
+            if not body.sent or isinstance(error, APIStatusError):
+                raise
+            cause = error
+        except BaseException:
+            if body.sent:
+                logger.warning(
+                    "a submission was cancelled after it was sent: %r may have been accepted",
+                    request,
+                )
+            raise
+        if not isinstance(cause, APIError):
+            cause = APIConnectionError("the client was closed before the answer came", task_id="")
+        raise SubmissionUncertainError(request, cause.with_traceback(None))
+
+    async def _read_task_id(
+        self, sending: Awaitable[aiohttp.ClientResponse], redactor: Redactor
+    ) -> str:
+        """Read the answer to a submission."""
+        response = await sending
+        try:
+            status = response.status
+            if not 200 <= status < 300:
+                try:
+                    body, _ = await _read(response.content, _MAX_ERROR_BYTES)
+                except (aiohttp.ClientError, OSError):
+                    body = b""  # the status alone is a clear answer
+                raise status_error(
+                    status,
+                    response.headers,
+                    redactor.body(body),
+                    redactor,
+                    "",
+                    server_time=self._server_time(response.headers),
+                    hint=self._proxy_hint(status),
+                )
+            body, whole = await _read(response.content, self._max_bytes)
+            if not whole:
+                raise too_large(status, self._max_bytes, body, redactor, "")
+            return read_task_id(status, redactor.body(body), redactor)
+        finally:
+            if not response.content.is_eof():
+                response.close()
+
+    def _fresh_session(self) -> aiohttp.ClientSession:
+        """Return an own session each of whose connections serves one request."""
+        if self._fresh is None:
+            self._fresh = _own_session(aiohttp.TCPConnector(limit=0, force_close=True))
+        return self._fresh
 
     async def _ready(self) -> tuple[aiohttp.ClientSession, _RequestTemplate]:
         """Return the session, and what the newest key makes of a request."""
@@ -382,9 +471,8 @@ class Transport:
     def _translate(self, error: Exception, redactor: Redactor, task_id: str) -> Exception:
         """Return our error for one of aiohttp's, without the key and without its chain."""
         if self.closed:
-            return ClientClosedError(
-                f"the client was closed while it asked for task {printable(task_id)!r}"
-            )
+            doing = f"it asked for task {printable(task_id)!r}" if task_id else "it connected"
+            return ClientClosedError(f"the client was closed while {doing}")
         text = str(error.message if isinstance(error, aiohttp.ClientResponseError) else error)
         text = printable(redactor.text(text))
         detail = f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -152,6 +152,10 @@ class Throttle:
             self._finder.accepted(now)
         self._end_outage(now)
 
+    def sign_of_life(self, now: float) -> None:
+        """Record that the server has answered a request of another throttle."""
+        self._end_outage(now)
+
     def failed(self, error: APIError, now: float, *, probe: bool) -> None:
         """Note a transient error other than 429."""
         if self.outage.failed(error, now, probe=probe):

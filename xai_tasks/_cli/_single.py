@@ -8,46 +8,45 @@ from collections.abc import Sequence
 from xai_tasks import (
     AuthenticationError,
     ConfigurationError,
-    PermissionDeniedError,
     TaskClient,
     TaskError,
     TaskResult,
     XaiTasksError,
 )
-from xai_tasks._cli._account import Account, json_line
 from xai_tasks._cli._output import LineSink
+from xai_tasks._cli._tally import Tally, json_line
 
-FATAL = (AuthenticationError, PermissionDeniedError, ConfigurationError)
+FATAL = (AuthenticationError, ConfigurationError)
 """What every other id would meet too."""
 
 
 async def get(client: TaskClient, task_ids: Sequence[str], sink: LineSink) -> int:
-    """Look at each task once, and tell of them in the order of `task_ids`."""
-    account = Account()
+    """Ask for each task once, and put them out in the order of `task_ids`."""
+    tally = Tally()
     async with client:
-        looks = [asyncio.create_task(_look(client, task_id)) for task_id in task_ids]
+        requests = [asyncio.create_task(_get(client, task_id)) for task_id in task_ids]
         try:
-            for task_id, look in zip(task_ids, looks, strict=True):
-                task, error = await look
-                await sink.write(account.enter(task_id, task, error))
+            for task_id, request in zip(task_ids, requests, strict=True):
+                task, error = await request
+                await sink.write(tally.record(task_id, task, error))
         finally:
-            for look in looks:
-                look.cancel()
-            await asyncio.gather(*looks, return_exceptions=True)
-    return account.code
+            for request in requests:
+                request.cancel()
+            await asyncio.gather(*requests, return_exceptions=True)
+    return tally.code
 
 
-async def _look(client: TaskClient, task_id: str) -> tuple[TaskResult | None, XaiTasksError | None]:
+async def _get(client: TaskClient, task_id: str) -> tuple[TaskResult | None, XaiTasksError | None]:
     try:
         task = await client.get(task_id)
     except FATAL:
         raise
     except XaiTasksError as error:
         return None, error
-    return task, _end_of(task)
+    return task, _error_of(task)
 
 
-def _end_of(task: TaskResult) -> TaskError | None:
+def _error_of(task: TaskResult) -> TaskError | None:
     try:
         task.raise_for_status()
     except TaskError as error:
@@ -56,18 +55,18 @@ def _end_of(task: TaskResult) -> TaskError | None:
 
 
 async def watch(client: TaskClient, task_id: str, sink: LineSink) -> int:
-    """Tell of a task at each change of its status, until it has ended."""
-    account = Account()
+    """Put out a task at each change of its status, until it has ended."""
+    tally = Tally()
     async with client, client.watch(task_id) as changes:
         try:
             async for task in changes:
                 if task.done:
-                    line = account.enter(task_id, task, _end_of(task))
+                    line = tally.record(task_id, task, _error_of(task))
                 else:
                     line, _ = json_line(task_id, task)
                 await sink.write(line)
         except FATAL:
             raise
         except XaiTasksError as error:
-            await sink.write(account.enter(task_id, None, error))
-    return account.code
+            await sink.write(tally.record(task_id, None, error))
+    return tally.code

@@ -11,8 +11,9 @@ from cli_program import eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xai_tasks._cli import _ids
-from xai_tasks._cli._ids import IdSource, LineSplitter, digest, parse_line, read_chunk
+from xai_tasks._cli import _input
+from xai_tasks._cli._input import IdSource, Input, LineSplitter, parse_line
+from xai_tasks._cli._records import digest
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_lines_are_the_same_however_the_chunks_fall(lines, data):
 
 
 def test_of_a_line_too_long_nothing_is_kept_and_the_next_is_whole(monkeypatch):
-    monkeypatch.setattr(_ids, "MAX_LINE", 10)
+    monkeypatch.setattr(_input, "MAX_LINE", 10)
     splitter = LineSplitter()
     assert list(splitter.feed(b"x" * 8)) == []
     assert list(splitter.feed(b"x" * 8)) == []
@@ -90,15 +91,18 @@ def test_digest_takes_ids_that_are_no_unicode():
     assert digest("\udcff") != digest("\udcfe")
 
 
+def input_of(data, name="ids.txt", id_column=None):
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        fd = os.dup(file.fileno())
+        os.lseek(fd, 0, os.SEEK_SET)
+    return Input(name, fd, id_column)
+
+
 def source_of(task_ids=(), data=None, wanted=lambda task_id: True, messages=None):
-    fd = None
-    if data is not None:
-        with tempfile.TemporaryFile() as file:
-            file.write(data)
-            file.flush()
-            fd = os.dup(file.fileno())
-            os.lseek(fd, 0, os.SEEK_SET)
-    return IdSource(task_ids, fd, wanted, ([] if messages is None else messages).append)
+    inputs = [] if data is None else [input_of(data)]
+    return IdSource(task_ids, inputs, wanted, ([] if messages is None else messages).append)
 
 
 async def test_source_gives_arguments_first_and_then_the_file():
@@ -133,7 +137,7 @@ async def test_source_does_not_tell_a_million_bad_lines():
 
 
 async def test_source_reports_a_line_too_long(monkeypatch):
-    monkeypatch.setattr(_ids, "MAX_LINE", 10)
+    monkeypatch.setattr(_input, "MAX_LINE", 10)
     messages = []
     source = source_of(data=b"a\n" + b"x" * 11 + b"\nb", messages=messages)
     assert [task_id async for task_id in source] == ["a", "b"]
@@ -141,8 +145,9 @@ async def test_source_reports_a_line_too_long(monkeypatch):
 
 
 async def test_source_knows_from_the_share_read_how_many_ids_to_expect(monkeypatch):
-    monkeypatch.setattr(_ids, "_CHUNK", 1000)
+    monkeypatch.setattr(_input, "_CHUNK", 1000)
     source = source_of(data=b"task-0000\n" * 1000)
+    source.prove()
     assert source.expected is None
     ids = aiter(source)
     for _ in range(500):
@@ -153,7 +158,8 @@ async def test_source_knows_from_the_share_read_how_many_ids_to_expect(monkeypat
 
 async def test_source_that_cannot_be_read_on_ends_and_says_so(tmp_path):
     messages = []
-    source = IdSource(["a"], os.open(tmp_path, os.O_RDONLY), lambda task_id: True, messages.append)
+    broken = Input("folder", os.open(tmp_path, os.O_RDONLY))
+    source = IdSource(["a"], [broken], lambda task_id: True, messages.append)
     assert [task_id async for task_id in source] == ["a"]
     assert source.broken
     assert messages == ["the input can't be read on: Is a directory"]
@@ -170,7 +176,7 @@ async def test_stopped_source_gives_no_further_id():
 
 async def test_reading_a_silent_pipe_holds_neither_the_loop_nor_its_end():
     read_end, write_end = os.pipe()
-    reading = asyncio.create_task(read_chunk(read_end))
+    reading = asyncio.create_task(_input._Reader(read_end).read())
     await asyncio.sleep(0.01)  # the loop goes on beside a thread that is really blocked
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -187,7 +193,7 @@ def test_answer_that_comes_after_the_loop_is_closed_is_dropped():
     async def give_up():
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await read_chunk(read_end)
+                await _input._Reader(read_end).read()
 
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         runner.run(give_up())

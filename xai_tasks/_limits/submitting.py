@@ -1,0 +1,261 @@
+"""One submission: made at most once, whatever happens on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+
+from tenacity import AsyncRetrying, RetryCallState
+
+from xai_tasks._errors import (
+    APIError,
+    APIResponseValidationError,
+    APIStatusError,
+    AuthenticationError,
+    ClientClosedError,
+    RateLimitError,
+    SubmissionUncertainError,
+    WaitTimeoutError,
+    is_transient,
+    printable,
+)
+from xai_tasks._http.credentials import Credentials
+from xai_tasks._http.transport import Transport
+from xai_tasks._limits.retrying import Counters, RetryBudget
+from xai_tasks._limits.throttle import Throttle
+from xai_tasks._policies import RetryPolicy
+from xai_tasks._requests import Request
+
+logger = logging.getLogger("xai_tasks")
+
+_LONGEST_PAUSE = 3600.0
+"""Seconds: in bulk, a pause that the server asks for is kept in full, up to this."""
+
+
+class _Attempts(RetryCallState):
+    """tenacity's state of a submission whose last attempt failed."""
+
+    error: APIError
+    delay: float
+    """Seconds before the next attempt: from the server, else from the policy's `wait`."""
+
+
+class Submitter:
+    """Submits requests through a throttle of their own, because the API limits each route apart.
+
+    Only what surely was not accepted is repeated: the request was not sent, or the answer is one of
+    `retry_statuses`. Everything else that is no clear answer is a `SubmissionUncertainError`.
+    """
+
+    __slots__ = (
+        "_budget",
+        "_closing",
+        "_counters",
+        "_credentials",
+        "_on_answer",
+        "_policy",
+        "_retry_statuses",
+        "_tenacity",
+        "_throttle",
+        "_transport",
+    )
+
+    def __init__(
+        self,
+        transport: Transport,
+        throttle: Throttle,
+        credentials: Credentials,
+        policy: RetryPolicy,
+        counters: Counters,
+        budget: RetryBudget,
+        *,
+        retry_statuses: frozenset[int],
+        on_answer: Callable[[], None],
+    ) -> None:
+        """Put the parts of one client together.
+
+        `on_answer` is called with each answer that shows that the server is there.
+        """
+        self._transport = transport
+        self._throttle = throttle
+        self._credentials = credentials
+        self._policy = policy
+        self._counters = counters
+        self._budget = budget
+        self._retry_statuses = retry_statuses
+        self._on_answer = on_answer
+        self._closing: asyncio.Future[None] | None = None
+        self._tenacity = AsyncRetrying(stop=policy.stop, wait=policy.wait)
+
+    async def submit(
+        self, request: Request, *, timeout: float | None = None, bulk: bool = False
+    ) -> str:
+        """Submit a request at most once.
+
+        Args:
+            request: what to submit.
+            timeout: seconds in which the request must be sent. Once sent it is never cut: its
+                answer is awaited.
+            bulk: whether it is one of many. In bulk, a refusal in `retry_statuses` does not count
+                against `RetryPolicy.stop`, and pauses are kept in full.
+
+        Returns:
+            the id of the task.
+
+        Raises:
+            SubmissionUncertainError: the request was sent, and no clear answer came.
+            APIError: the request was refused, or could not be sent.
+            WaitTimeoutError: it was not sent in time.
+            ClientClosedError: the client was closed before it was sent.
+
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        limit = asyncio.timeout_at(deadline)
+
+        def on_sent() -> None:
+            if limit.expired():
+                raise TimeoutError  # it expires at this very moment, and nothing is written yet
+            limit.reschedule(None)
+
+        attempts: _Attempts | None = None
+        renewed = False
+        credentials = self._credentials
+        try:
+            async with limit:
+                if credentials.key is None:
+                    await credentials.renew(credentials.version)
+                while True:
+                    version = credentials.version
+                    answer = await self._attempt(request, on_sent, attempts, bulk=bulk)
+                    if isinstance(answer, str):
+                        return answer
+                    attempts = answer
+                    limit.reschedule(deadline)
+                    if (
+                        isinstance(attempts.error, AuthenticationError)
+                        and credentials.renewable
+                        and not renewed
+                    ):
+                        renewed = True
+                        await credentials.renew(version)
+                    elif bulk and self._is_refusal(attempts.error):
+                        attempts = None
+                    else:
+                        await self._before_retry(attempts)
+                    self._counters.retries += 1
+        except TimeoutError as error:
+            if timeout is None or isinstance(error, APIError) or not limit.expired():
+                raise
+        raise WaitTimeoutError("", timeout, last_error=None if attempts is None else attempts.error)
+
+    def close(self) -> None:
+        """End every sleep between two attempts with `ClientClosedError`."""
+        if self._closing is not None and not self._closing.done():
+            self._closing.set_result(None)
+
+    async def _attempt(
+        self,
+        request: Request,
+        on_sent: Callable[[], None],
+        attempts: _Attempts | None,
+        *,
+        bulk: bool,
+    ) -> str | _Attempts:
+        """Submit once when the throttle allows it; return the task's id, or why it has none."""
+        throttle = self._throttle
+        await throttle.acquire(poll=False)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            self._counters.requests += 1
+            task_id = await self._transport.submit(request, on_sent=on_sent)
+        except SubmissionUncertainError as error:
+            if isinstance(error.cause, APIResponseValidationError):
+                self._on_answer()
+            raise
+        except APIError as error:
+            status = error.status_code if isinstance(error, APIStatusError) else 0
+            limited = status in self._retry_statuses or isinstance(error, RateLimitError)
+            if (status >= 500 or status == 408) and not limited:
+                raise SubmissionUncertainError(request, error) from None
+            attempts = self._failed(attempts, request, error, began, clock())
+            if 0 < status < 500:
+                self._on_answer()
+            if isinstance(error, RateLimitError):
+                self._counters.rate_limited += 1
+            if limited:
+                longest = _LONGEST_PAUSE if bulk else self._policy.max_retry_after
+                throttle.rejected(clock(), began, min(attempts.delay, longest))
+            return attempts
+        else:
+            throttle.answered(clock())
+            self._on_answer()
+            self._budget.succeeded()
+            logger.info("submitted as task %r", printable(task_id), extra={"task_id": task_id})
+            return task_id
+        finally:
+            throttle.release(probe=False)
+
+    def _failed(
+        self,
+        attempts: _Attempts | None,
+        request: Request,
+        error: APIError,
+        began: float,
+        now: float,
+    ) -> _Attempts:
+        """Record a failure in tenacity's state, which is made with the first."""
+        if attempts is None:
+            attempts = _Attempts(self._tenacity, fn=None, args=(request,), kwargs={})
+            attempts.start_time = began
+        else:
+            attempts.prepare_for_next_attempt()
+        attempts.error = error.with_traceback(None)
+        attempts.set_exception((type(error), error, None))
+        attempts.outcome_timestamp = now
+        retry_after = error.retry_after if isinstance(error, APIStatusError) else None
+        delay = self._policy.wait(attempts) if retry_after is None else retry_after
+        if not math.isfinite(delay):
+            raise ValueError(f"the wait strategy of the retry policy gave {float(delay)} seconds")
+        attempts.delay = attempts.upcoming_sleep = max(0.0, delay)
+        return attempts
+
+    def _is_refusal(self, error: APIError) -> bool:
+        return isinstance(error, APIStatusError) and error.status_code in self._retry_statuses
+
+    async def _before_retry(self, attempts: _Attempts) -> None:
+        """Wait until the request may be made again; raise its error if it may not."""
+        error, seconds = attempts.error, attempts.delay
+        try:
+            if self._is_refusal(error):
+                allowed = seconds <= self._policy.max_retry_after
+            else:
+                allowed = is_transient(error) and not isinstance(error, APIStatusError)
+            if not allowed or not self._budget.allows_retry or self._policy.stop(attempts):
+                raise error
+        finally:
+            del error  # Break the reference cycle between exception and frame.
+        logger.info(
+            "submitting again in %.3g s: %s",
+            seconds,
+            attempts.error,
+            extra={"error": type(attempts.error).__name__, "seconds": seconds},
+        )
+        self._budget.take()
+        try:
+            await self._sleep(seconds)
+        except BaseException:
+            self._budget.give_back()
+            raise
+        attempts.idle_for += seconds
+
+    async def _sleep(self, seconds: float) -> None:
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_future()
+        if not self._throttle.closed:
+            await asyncio.wait([self._closing], timeout=seconds)
+        if self._throttle.closed:
+            raise ClientClosedError("the client was closed before the request was sent")
