@@ -115,7 +115,7 @@ class RetryingFetcher:
         self._credentials = credentials
         self._policy = policy
         self._counters = counters
-        self.budget = RetryBudget(policy.budget)
+        self.budget: RetryBudget = RetryBudget(policy.budget)
         self._closing: asyncio.Future[None] | None = None
         self._id_warned = False
         self._strange: set[str] = set()
