@@ -181,7 +181,7 @@ class FakeTransport:
             if not closing.done():
                 closing.set_result(None)
 
-    async def submit(self, request, *, on_sent):
+    async def submit(self, request, *, on_send):
         """Submit a request: its id is its prompt. A fault is called before the request is sent."""
         if self.closed:
             raise ClientClosedError("the client is closed")
@@ -194,7 +194,7 @@ class FakeTransport:
             sent.answer = faults.popleft()(request) if faults else request.prompt
             if isinstance(sent.answer, APIConnectionError):
                 raise sent.answer
-            on_sent()
+            on_send()
             await self._travel(None if asyncio.isfuture(sent.answer) else self.latency)
             if isinstance(sent.answer, Exception):
                 raise sent.answer

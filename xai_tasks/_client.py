@@ -247,7 +247,7 @@ class TaskClient:
         self._bind()
         return (await self._fetcher.fetch(task_id)).task
 
-    async def submit(self, request: Request) -> str:
+    async def submit(self, request: Request, *, on_send: Callable[[], None] | None = None) -> str:
         """Submit a job, at most once: it costs money.
 
         It is repeated, as the `RetryPolicy` says, only if it surely was not accepted: it was not
@@ -256,6 +256,8 @@ class TaskClient:
 
         Args:
             request: an `ImageRequest` or a `VideoRequest`.
+            on_send: called just before the request is sent, with each attempt, to write it down
+                where a crash does not lose it. If it raises, nothing is sent.
 
         Returns:
             the id of the task, to be waited for.
@@ -266,11 +268,12 @@ class TaskClient:
             APIError: the request was refused, or could not be sent; the subclass says why.
             TypeError: the request is neither of the two.
             ClientClosedError: the client is closed.
+            Exception: what `on_send` raised.
 
         """
         check_request(request)
         self._bind()
-        return await self._submitter.submit(request)
+        return await self._submitter.submit(request, on_send=on_send)
 
     async def run(
         self,

@@ -337,6 +337,18 @@ async def test_close_after_it_was_sent_is_uncertain(server):
         await submitting
 
 
+async def test_nothing_is_sent_if_on_send_raises(server, make):
+    def full():
+        raise OSError("disk full")
+
+    client = make(server.url)
+    with pytest.raises(OSError, match="^disk full$"):
+        await client.submit(CAT, on_send=full)
+
+    assert server.submissions == []
+    assert await client.submit(CAT, on_send=lambda: None)
+
+
 async def test_run_times_out_while_it_connects(make):
     async with RawServer(silence) as server:
         client = make(server.url.replace("http", "https"))

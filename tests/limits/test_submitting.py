@@ -191,6 +191,24 @@ class TestSubmit:
                 await client.submit(CAT)
 
 
+class TestOnSend:
+    async def test_is_called_before_each_attempt(self, client, transport):
+        transport.fault("POST", unreachable, fault(429))
+        calls = []
+
+        await client.submit(CAT, on_send=lambda: calls.append(len(transport.submissions)))
+
+        assert calls == [2, 3]
+
+    async def test_error_is_raised(self, client, transport):
+        def full():
+            raise OSError("disk full")
+
+        with pytest.raises(OSError, match="disk full"):
+            await client.submit(CAT, on_send=full)
+        assert client.stats.requests == 1
+
+
 class TestKey:
     async def test_401_renews_the_key_once(self, transport):
         keys = iter(["key-1", "key-2", "key-3"])

@@ -19,20 +19,26 @@ class SubmissionBody(aiohttp.BytesPayload):
 
     Args:
         request: what to submit.
-        on_sent: called before the first byte is written; if it raises, nothing is written.
+        on_send: called before the first byte is written; if it raises, nothing is written.
 
     """
 
-    def __init__(self, request: Request, on_sent: Callable[[], None]) -> None:
+    def __init__(self, request: Request, on_send: Callable[[], None]) -> None:
         data = json.dumps(request.to_json(), separators=(",", ":")).encode()
         super().__init__(data, content_type="application/json")
-        self._on_sent = on_sent
+        self._on_send = on_send
         self.sent = False
+        self.problem: Exception | None = None
+        """What `on_send` raised; aiohttp would wrap it."""
 
     async def write_with_length(
         self, writer: AbstractStreamWriter, content_length: int | None
     ) -> None:
         """Write the body to a connection."""
-        self._on_sent()
+        try:
+            self._on_send()
+        except Exception as error:
+            self.problem = error
+            raise
         self.sent = True
         await super().write_with_length(writer, content_length)

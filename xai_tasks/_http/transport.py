@@ -256,7 +256,7 @@ class Transport:
             raise invalid_answer(200, problem, answer.body, redactor, task_id)
         return answer
 
-    async def submit(self, request: Request, *, on_sent: Callable[[], None]) -> str:
+    async def submit(self, request: Request, *, on_send: Callable[[], None]) -> str:
         """Submit a request once, with the newest key that `Credentials` has.
 
         On the own session, each submission has a new connection. The server may close an idle one
@@ -264,7 +264,7 @@ class Transport:
 
         Args:
             request: what to submit.
-            on_sent: called before the first byte is written; if it raises, nothing is written.
+            on_send: called before the first byte is written; if it raises, nothing is written.
 
         Returns:
             the id of the task.
@@ -274,6 +274,7 @@ class Transport:
             APIStatusError: the server answered with another status than 2xx.
             APIError: the request was not sent; the subclass says why.
             ClientClosedError: the client, or the session it borrowed, is closed.
+            Exception: what `on_send` raised.
 
         """
         session, template = await self._ready()
@@ -281,13 +282,13 @@ class Transport:
             session = self._fresh_session()
         url = self._submission_url
         path = url.raw_path.rstrip("/") + request._PATH  # noqa: SLF001 -- ours
-        body = SubmissionBody(request, on_sent)
+        body = SubmissionBody(request, on_send)
         sending = session.post(url.with_path(path, encoded=True), data=body, **template.options)
         redactor = template.redactor
         try:
             return await self._timed(self._read_task_id(sending, redactor), redactor, "")
         except Exception as error:
-            if not body.sent or isinstance(error, APIStatusError):
+            if body.problem is None and (not body.sent or isinstance(error, APIStatusError)):
                 raise
             cause = error
         except BaseException:
@@ -297,6 +298,8 @@ class Transport:
                     request,
                 )
             raise
+        if body.problem is not None:
+            raise body.problem
         if not isinstance(cause, APIError):
             cause = APIConnectionError("the client was closed before the answer came", task_id="")
         raise SubmissionUncertainError(request, cause.with_traceback(None))

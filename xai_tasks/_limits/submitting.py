@@ -6,7 +6,9 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from typing import cast
 
+from attrs import define
 from tenacity import AsyncRetrying, RetryCallState
 
 from xai_tasks._errors import (
@@ -40,6 +42,32 @@ class _Attempts(RetryCallState):
     error: APIError
     delay: float
     """Seconds before the next attempt: from the server, else from the policy's `wait`."""
+
+
+@define
+class _Submission:
+    """One call of `submit`."""
+
+    request: Request
+    bulk: bool
+    on_send: Callable[[], None] | None
+    deadline: float | None
+    limit: asyncio.Timeout
+    """Cuts what comes before the first byte is sent, and nothing after it."""
+    attempts: _Attempts | None = None
+
+    @property
+    def last_error(self) -> APIError | None:
+        """The error of the last attempt."""
+        return None if self.attempts is None else self.attempts.error
+
+    def before_send(self) -> None:
+        """Call `on_send`, and cut nothing from now on."""
+        if self.limit.expired():
+            raise TimeoutError  # it expires at this very moment, and nothing is written yet
+        if self.on_send is not None:
+            self.on_send()
+        self.limit.reschedule(None)
 
 
 class Submitter:
@@ -90,7 +118,12 @@ class Submitter:
         self._tenacity = AsyncRetrying(stop=policy.stop, wait=policy.wait)
 
     async def submit(
-        self, request: Request, *, timeout: float | None = None, bulk: bool = False
+        self,
+        request: Request,
+        *,
+        timeout: float | None = None,
+        bulk: bool = False,
+        on_send: Callable[[], None] | None = None,
     ) -> str:
         """Submit a request at most once.
 
@@ -100,6 +133,7 @@ class Submitter:
                 answer is awaited.
             bulk: whether it is one of many. In bulk, a refusal in `retry_statuses` does not count
                 against `RetryPolicy.stop`, and pauses are kept in full.
+            on_send: called just before each attempt is sent; if it raises, nothing is sent.
 
         Returns:
             the id of the task.
@@ -109,69 +143,53 @@ class Submitter:
             APIError: the request was refused, or could not be sent.
             WaitTimeoutError: it was not sent in time.
             ClientClosedError: the client was closed before it was sent.
+            Exception: what `on_send` raised.
 
         """
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
-        limit = asyncio.timeout_at(deadline)
-
-        def on_sent() -> None:
-            if limit.expired():
-                raise TimeoutError  # it expires at this very moment, and nothing is written yet
-            limit.reschedule(None)
-
-        attempts: _Attempts | None = None
-        renewed = False
-        credentials = self._credentials
+        work = _Submission(request, bulk, on_send, deadline, asyncio.timeout_at(deadline))
         try:
-            async with limit:
-                if credentials.key is None:
-                    await credentials.renew(credentials.version)
-                while True:
-                    version = credentials.version
-                    answer = await self._attempt(request, on_sent, attempts, bulk=bulk)
-                    if isinstance(answer, str):
-                        return answer
-                    attempts = answer
-                    limit.reschedule(deadline)
-                    if (
-                        isinstance(attempts.error, AuthenticationError)
-                        and credentials.renewable
-                        and not renewed
-                    ):
-                        renewed = True
-                        await credentials.renew(version)
-                    elif bulk and self._is_refusal(attempts.error):
-                        attempts = None
-                    else:
-                        await self._before_retry(attempts)
-                    self._counters.retries += 1
+            async with work.limit:
+                return await self._until_accepted(work)
         except TimeoutError as error:
-            if timeout is None or isinstance(error, APIError) or not limit.expired():
+            if timeout is None or isinstance(error, APIError) or not work.limit.expired():
                 raise
-        raise WaitTimeoutError("", timeout, last_error=None if attempts is None else attempts.error)
+        raise WaitTimeoutError("", timeout, last_error=work.last_error)
 
     def close(self) -> None:
         """End every sleep between two attempts with `ClientClosedError`."""
         if self._closing is not None and not self._closing.done():
             self._closing.set_result(None)
 
-    async def _attempt(
-        self,
-        request: Request,
-        on_sent: Callable[[], None],
-        attempts: _Attempts | None,
-        *,
-        bulk: bool,
-    ) -> str | _Attempts:
-        """Submit once when the throttle allows it; return the task's id, or why it has none."""
+    async def _until_accepted(self, work: _Submission) -> str:
+        credentials, renewed = self._credentials, False
+        if credentials.key is None:
+            await credentials.renew(credentials.version)
+        while True:
+            version = credentials.version
+            task_id = await self._attempt(work)
+            if task_id is not None:
+                return task_id
+            work.limit.reschedule(work.deadline)
+            attempts = cast("_Attempts", work.attempts)
+            error = attempts.error
+            if isinstance(error, AuthenticationError) and credentials.renewable and not renewed:
+                renewed = True
+                await credentials.renew(version)
+            elif not (work.bulk and self._is_refusal(error)):
+                await self._before_retry(attempts)
+            self._counters.retries += 1
+
+    async def _attempt(self, work: _Submission) -> str | None:
+        """Submit once when the throttle allows it; return the task's id, None if it has none."""
         throttle = self._throttle
         await throttle.acquire(poll=False)
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
             self._counters.requests += 1
-            task_id = await self._transport.submit(request, on_sent=on_sent)
+            task_id = await self._transport.submit(work.request, on_send=work.before_send)
         except SubmissionUncertainError as error:
             if isinstance(error.cause, APIResponseValidationError):
                 self._on_answer()
@@ -180,16 +198,16 @@ class Submitter:
             status = error.status_code if isinstance(error, APIStatusError) else 0
             limited = status in self._retry_statuses or isinstance(error, RateLimitError)
             if (status >= 500 or status == 408) and not limited:
-                raise SubmissionUncertainError(request, error) from None
-            attempts = self._failed(attempts, request, error, began, clock())
+                raise SubmissionUncertainError(work.request, error) from None
+            delay = self._failed(work, error, began, clock())
             if 0 < status < 500:
                 self._on_answer()
             if isinstance(error, RateLimitError):
                 self._counters.rate_limited += 1
             if limited:
-                longest = _LONGEST_PAUSE if bulk else self._policy.max_retry_after
-                throttle.rejected(clock(), began, min(attempts.delay, longest))
-            return attempts
+                longest = _LONGEST_PAUSE if work.bulk else self._policy.max_retry_after
+                throttle.rejected(clock(), began, min(delay, longest))
+            return None
         else:
             throttle.answered(clock())
             self._on_answer()
@@ -199,18 +217,14 @@ class Submitter:
         finally:
             throttle.release(probe=False)
 
-    def _failed(
-        self,
-        attempts: _Attempts | None,
-        request: Request,
-        error: APIError,
-        began: float,
-        now: float,
-    ) -> _Attempts:
-        """Record a failure in tenacity's state, which is made with the first."""
-        if attempts is None:
-            attempts = _Attempts(self._tenacity, fn=None, args=(request,), kwargs={})
+    def _failed(self, work: _Submission, error: APIError, began: float, now: float) -> float:
+        """Record a failure in tenacity's state; return the seconds before the next attempt."""
+        attempts = work.attempts
+        if attempts is None or (work.bulk and self._is_refusal(attempts.error)):
+            # Made with the first failure, and anew after a refusal that does not count.
+            attempts = _Attempts(self._tenacity, fn=None, args=(work.request,), kwargs={})
             attempts.start_time = began
+            work.attempts = attempts
         else:
             attempts.prepare_for_next_attempt()
         attempts.error = error.with_traceback(None)
@@ -221,7 +235,7 @@ class Submitter:
         if not math.isfinite(delay):
             raise ValueError(f"the wait strategy of the retry policy gave {float(delay)} seconds")
         attempts.delay = attempts.upcoming_sleep = max(0.0, delay)
-        return attempts
+        return attempts.delay
 
     def _is_refusal(self, error: APIError) -> bool:
         return isinstance(error, APIStatusError) and error.status_code in self._retry_statuses
