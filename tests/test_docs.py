@@ -42,6 +42,7 @@ def test_python_blocks_run_as_printed(page, monkeypatch, tmp_path):
     with TaskServer.in_thread(api_key="made-up-key") as server:
         for task_id in IDS:
             server.add(task_id, [], result={"imageUrls": ["https://example.com/1.png"]})
+        server.accept()
         monkeypatch.setenv("MOUNTSEA_API_KEY", "made-up-key")
         monkeypatch.setenv("MOUNTSEA_BASE_URL", server.url)
         monkeypatch.chdir(tmp_path)

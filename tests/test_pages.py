@@ -19,11 +19,11 @@ import include_examples  # noqa: E402 -- a script of the docs
 import reference_tables  # noqa: E402
 
 
-def name(page):
-    return str(page.relative_to(DOCS))
+def name_of(page):
+    return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", include_examples.pages(), ids=name)
+@pytest.mark.parametrize("page", include_examples.pages(), ids=name_of)
 def test_examples_are_current(page):
     text = page.read_text(encoding="utf-8")
 
@@ -36,14 +36,14 @@ def test_stale_example_is_found():
     assert include_examples.COPY.search(stale)
 
 
-@pytest.mark.parametrize("page", reference_tables.PAGES, ids=name)
+@pytest.mark.parametrize("page", reference_tables.PAGES, ids=name_of)
 def test_tables_of_names_are_current(page):
     text = page.read_text(encoding="utf-8")
 
     assert text == reference_tables.with_tables(text), "python docs/scripts/reference_tables.py"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_code_needs_no_sphinx(page):
     """A forge shows none of these, or shows their options as part of the code."""
     text = page.read_text(encoding="utf-8")
@@ -82,3 +82,13 @@ def test_search_splits_english_and_chinese(text, words):
     conf = runpy.run_path(str(DOCS / "conf.py"))
 
     assert conf["SearchBoth"]({}).split(text) == words
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "zh" / "README.md"], ids=name_of)
+def test_figures_of_readme_are_those_of_the_page_they_link_to(page):
+    figures = re.findall(r"\[([\d.]+) ?[^\]]*\]\(([^)#]+\.md)\)", page.read_text(encoding="utf-8"))
+
+    assert len(figures) >= 4
+    for figure, target in figures:
+        text = (page.parent / target).read_text(encoding="utf-8")
+        assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.]*\d)", text), (figure, target)

@@ -29,7 +29,7 @@ def skeleton(text):
 
 def links(page):
     """Give the files that a page links to, but for its own translation."""
-    own = {*PAIRS, *PAIRS.values(), ROOT / "docs/index.md"}
+    own = {*PAIRS, *PAIRS.values(), ROOT / "docs/index.md", ROOT / "docs/zh/contents.md"}
     targets = {
         (page.parent / target).resolve()
         for target in LINK.findall(BLOCK.sub("", page.read_text("utf-8")))
@@ -66,3 +66,21 @@ def test_a_block_that_was_changed_is_found():
     assert skeleton("# 甲\n\n```sh\nls\n```\n\n- 乙\n") == skeleton(english)
     assert skeleton("# 甲\n\n```sh\nls -l\n```\n\n- 乙\n") != skeleton(english)
     assert skeleton("## 甲\n\n```sh\nls\n```\n\n- 乙\n") != skeleton(english)
+
+
+def test_contents_list_each_page_once_and_mark_those_in_english():
+    docs = ROOT / "docs"
+    contents = (docs / "zh/contents.md").read_text("utf-8")
+    entries = re.findall(r"^- \[[^\]]+\]\(([^)]+)\)(.*)$", contents, re.MULTILINE)
+    listed = [(docs / "zh" / target).resolve().relative_to(docs) for target, _ in entries]
+    pages = {
+        page.relative_to(docs)
+        for page in docs.rglob("*.md")
+        if "_build" not in page.parts and page.name not in {"index.md", "contents.md"}
+    }
+    translated = {page.relative_to(docs) for page in PAIRS if page.is_relative_to(docs)}
+
+    assert sorted(listed) == sorted(pages - translated)
+    assert [
+        target for target, rest in entries if ("英文" in rest) != target.startswith("../")
+    ] == []
