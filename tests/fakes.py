@@ -175,6 +175,9 @@ class FakeTransport:
     def aborted(self):
         return [sent.task_id for sent in self.requests if sent.answer == "aborted"]
 
+    def check_loop(self, loop):
+        pass
+
     async def close(self):
         self.closed = True
         for closing in self._closing:

@@ -268,5 +268,5 @@ def calls_of_the_logger():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("logger."):
                 level = node.func.attr.upper()
-                if level != "ISENABLEDFOR":
+                if level in ("DEBUG", "INFO", "WARNING", "ERROR"):
                     yield ast.literal_eval(node.args[0]), level

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,10 +32,13 @@ def check_seconds(
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         hint = " or None for no limit" if optional else ""
         raise TypeError(f"{name} must be a number of seconds{hint}, not {type(value).__name__}")
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+    # Compared, not given to math.isfinite, which takes no integer beyond a float's range.
+    if not 0 <= value <= sys.float_info.max or (positive and value == 0):
         bound = "more than 0" if positive else "0 or more"
         hint = "; None means no limit" if optional else ""
-        raise ValueError(f"{name} must be finite and {bound}, not {value!r}{hint}")
+        is_long = isinstance(value, int) and abs(value) > sys.float_info.max
+        shown = "an integer beyond a float's range" if is_long else repr(value)
+        raise ValueError(f"{name} must be finite and {bound}, not {shown}{hint}")
 
 
 def check_count(name: str, value: object, minimum: int) -> None:

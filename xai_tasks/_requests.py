@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeAlias
 
@@ -37,8 +37,8 @@ def _check_duration(instance: object, attribute: Attribute[Any], value: object) 
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"duration must be a number of seconds, not {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"duration must be finite, not {value!r}")
+    if not abs(value) <= sys.float_info.max:
+        raise ValueError("duration must be finite")
 
 
 def _check_extra(instance: Any, attribute: Attribute[Any], value: Mapping[str, Any]) -> None:

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import gc
 import html
 import json
+import time
 from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xai_tasks import ConfigurationError
+from xai_tasks import ClientClosedError, ConfigurationError
 from xai_tasks._http.credentials import Credentials, Redactor
 
 KEY = 'sk-live/0123+456=789&"<x>\\'
@@ -232,7 +236,157 @@ async def test_a_cancelled_renewal_leaves_the_next_one_free_to_call():
     assert credentials.key == "sk-1"
 
 
-# Blotting the key out.
+async def test_a_failure_is_shared_by_those_who_wait():
+    calls = 0
+
+    def fails():
+        nonlocal calls
+        calls += 1
+        raise LookupError("the vault is shut")
+
+    credentials = Credentials(fails)
+    results = await asyncio.gather(
+        *(credentials.renew(0) for _ in range(500)), return_exceptions=True
+    )
+
+    assert calls == 1
+    assert {type(result) for result in results} == {LookupError}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_cancelled_error_of_a_function_comes_through(asynchronous):
+    async def cancels():
+        raise asyncio.CancelledError
+
+    def cancels_at_once():
+        raise asyncio.CancelledError
+
+    credentials = Credentials(cancels if asynchronous else cancels_at_once)
+    results = await asyncio.gather(
+        *(credentials.renew(0) for _ in range(3)), return_exceptions=True
+    )
+
+    assert [type(result) for result in results] == [asyncio.CancelledError] * 3
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def hang():
+    await asyncio.Event().wait()
+
+
+async def hang_and_ignore_cancellation():
+    for _ in range(3):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.02)
+    return "sk-late"
+
+
+@pytest.mark.parametrize("source", [hang, hang_and_ignore_cancellation])
+async def test_closing_ends_a_call_that_hangs(source):
+    credentials = Credentials(source)
+    waits = [asyncio.create_task(credentials.renew(0)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+
+    credentials.close()
+
+    results = await asyncio.gather(*waits, return_exceptions=True)
+    assert [type(result) for result in results] == [ClientClosedError] * 3
+    with pytest.raises(ClientClosedError):
+        await credentials.renew(0)
+    await asyncio.sleep(0.1)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_closing_without_a_call_ends_nothing():
+    credentials = Credentials("sk-1")
+
+    credentials.close()
+    await credentials.renew(0)
+
+
+async def test_the_call_ends_when_everybody_has_left():
+    ended = asyncio.Event()
+
+    async def source():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    credentials = Credentials(source)
+    waits = [asyncio.create_task(credentials.renew(0)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    waits[0].cancel()
+    await asyncio.sleep(0.01)
+    assert not ended.is_set()
+    waits[1].cancel()
+
+    await asyncio.wait(waits)
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_who_comes_after_everybody_has_left_makes_a_call_of_their_own():
+    keys = iter([asyncio.Event().wait(), asyncio.sleep(0, "sk-2")])
+    credentials = Credentials(lambda: next(keys))
+    first = asyncio.create_task(credentials.renew(0))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    second = asyncio.create_task(credentials.renew(0))
+
+    await asyncio.wait([first, second])
+
+    assert (second.exception(), credentials.key, credentials.version) == (None, "sk-2", 1)
+
+
+async def test_a_failure_that_nobody_waits_for_any_more_is_not_complained_of():
+    async def source():
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise LookupError from None
+
+    credentials = Credentials(source)
+    wait = asyncio.create_task(credentials.renew(0))
+    await asyncio.sleep(0.01)
+    wait.cancel()
+    await asyncio.wait([wait])
+    await asyncio.sleep(0.01)
+    gc.collect()
+
+
+tenant = contextvars.ContextVar("tenant")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_function_runs_in_the_contextvars_of_its_clients_making(asynchronous):
+    async def source():
+        await asyncio.sleep(0)
+        return f"sk-{tenant.get()}"
+
+    tenant.set("one")
+    credentials = Credentials(source if asynchronous else lambda: f"sk-{tenant.get()}")
+    tenant.set("two")
+
+    await contextvars.Context().run(asyncio.create_task, credentials.renew(0))
+
+    assert credentials.key == "sk-one"
+    assert tenant.get() == "two"
+
+
+async def test_a_function_runs_under_a_task_factory_of_the_old_form():
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(lambda loop, coro: asyncio.Task(coro, loop=loop))
+    tenant.set("one")
+    try:
+        credentials = Credentials(lambda: f"sk-{tenant.get()}")
+        await credentials.renew(0)
+    finally:
+        loop.set_task_factory(None)
+
+    assert credentials.key == "sk-one"
+
+
+# Redacting the key.
 
 ESCAPES = {
     "as it is": lambda key: key,
@@ -279,7 +433,64 @@ def test_no_key_survives_in_a_text_it_was_escaped_into(key, name):
     assert all(key not in decode(shown) for decode in (str, unquote, html.unescape))
 
 
-@pytest.mark.parametrize("name", ["as it is", "JSON", "JSON with escaped slashes"])
+IN_JSON = [name for name in ESCAPES if "JSON" in name] + ["as it is"]
+
+
+def escaped(key, draw):
+    """Write a key as JSON, each character in one of the ways that JSON has for it."""
+
+    def forms(char):
+        code = f"{ord(char):04x}"
+        yield f"\\u{code}"
+        yield f"\\u{code.upper()}"
+        yield f"\\u{code[:3]}{code[3].upper()}"
+        yield f"\\{char}" if char in '"\\/' else char
+        if char not in '"\\':
+            yield char
+
+    return "".join(draw(st.sampled_from(list(forms(char)))) for char in key)
+
+
+@given(
+    st.data(),
+    st.text(
+        st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude_characters="[]"),
+        min_size=8,
+        max_size=40,
+    ),
+    st.integers(0, 2),
+)
+def test_no_body_holds_the_key_in_any_form_of_json(data, key, nesting):
+    text = escaped(key, data.draw)
+    assert json.loads(f'"{text}"') == key
+    for _ in range(nesting):
+        text = json.dumps(text)[1:-1]
+
+    body = Redactor(key).body(f'{{"taskId": "<{text}>"}}'.encode())
+
+    assert json.loads(body)["taskId"] == "<[key]>"
+    assert Redactor(key).text(f"<{text}>") == "<[key]>"
+
+
+def test_several_secrets_are_redacted():
+    redactor = Redactor("sk-0123456789", None, "short", "password/1")
+
+    assert redactor.text("sk-0123456789 short password%2F1") == "[key] short [key]"
+    assert redactor.body(b'"password\\/1" "sk-012345678\\u0039"') == b'"[key]" "[key]"'
+
+
+def test_redacting_a_large_body_takes_no_longer_than_parsing_it():
+    body = json.dumps(["\u4efb\u52a1\u001b sk-liv\\ /"] * 300_000).encode()
+    began = time.perf_counter()
+    Redactor(KEY).body(body)
+    seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    json.loads(body)
+
+    assert seconds < 10 * (time.perf_counter() - began)
+
+
+@pytest.mark.parametrize("name", IN_JSON)
 def test_a_body_comes_back_without_the_key_and_is_still_json(name):
     body = b'{"taskId": "%s"}' % ESCAPES[name](KEY).encode()
 

@@ -34,11 +34,11 @@ from xai_tasks import (
     PermissionDeniedError,
     RateLimitError,
     ServerError,
+    TaskClient,
     TaskStatus,
     __version__,
 )
-from xai_tasks._errors import printable
-from xai_tasks._http import lean
+from xai_tasks._errors import is_transient, printable
 from xai_tasks._http.base_url import check_base_url
 from xai_tasks._http.credentials import Credentials
 from xai_tasks._http.transport import Transport
@@ -49,44 +49,7 @@ PENDING = b'{"taskId": "a", "status": "pending"}'
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 
 
-@pytest.fixture(autouse=True, params=["lean", "ordinary"])
-def request_class(request, monkeypatch):
-    """Send each test's requests by the lean classes and by aiohttp's own."""
-    monkeypatch.setattr(lean, "_verdict", request.param == "lean")
-    return request.param
-
-
-@pytest.fixture
-async def server():
-    async with RawServer(response(200, PENDING)) as server:
-        yield server
-
-
-@pytest.fixture
-async def make(server):
-    """Make transports to the server, closed at the test's end."""
-    made = []
-
-    def make(base_url=None, **options):
-        options = {
-            "session": None,
-            "request_timeout": 30.0,
-            "max_bytes": 2**20,
-            "user_agent": None,
-            **options,
-        }
-        credentials = options.pop("credentials", None) or Credentials(KEY)
-        made.append(Transport(credentials, server.url if base_url is None else base_url, **options))
-        return made[-1]
-
-    yield make
-    for transport in made:
-        await transport.close()
-
-
-@pytest.fixture
-def transport(make):
-    return make()
+pytestmark = pytest.mark.usefixtures("request_class")
 
 
 async def failure(transport, cls, task_id="a"):
@@ -107,6 +70,7 @@ async def test_a_request_is_one_get_with_the_key_and_who_asks(server, transport)
     assert server.requests[0].startswith(b"GET /xai/tasks?taskId=a HTTP/1.1\r\n")
     assert server.header("Authorization") == f"Bearer {KEY}"
     assert server.header("Accept") == "application/json"
+    assert server.header("Accept-Encoding") == "gzip, deflate"
     assert server.header("User-Agent").startswith(
         f"xai-tasks/{__version__} aiohttp/{aiohttp.__version__} Python/"
     )
@@ -338,6 +302,7 @@ async def test_a_body_may_be_as_large_as_the_cap_and_no_larger(server, make, exc
     if excess:
         error = await failure(transport, APIResponseValidationError)
         assert f"the answer is larger than {len(PENDING) - 1} bytes" in str(error)
+        assert not is_transient(error)
     else:
         assert (await transport.fetch("a")).body == PENDING
 
@@ -358,6 +323,55 @@ async def test_a_gzip_bomb_is_stopped_while_it_is_being_read(server, transport, 
         tracemalloc.stop()
 
     assert peak < 20 * 2**20
+
+
+async def test_gzip_bombs_leave_the_loop_to_others(server, make):
+    server.default = response(200, gzip_bomb(32), {"Content-Encoding": "gzip"})
+    transport = make(max_bytes=16 * 2**20)
+    turns = 0
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counter = asyncio.create_task(count_turns())
+    fetches = (transport.fetch("a") for _ in range(8))
+    errors = await asyncio.gather(*fetches, return_exceptions=True)
+    counter.cancel()
+
+    assert {type(error) for error in errors} == {APIResponseValidationError}
+    # 16 MiB are 86 chunks or so, of which one is read in each turn.
+    assert turns > 8 * 64
+
+
+async def test_the_request_timeout_holds_for_gzip_bombs(server, make):
+    server.default = response(200, gzip_bomb(200), {"Content-Encoding": "gzip"})
+    transport = make(max_bytes=2**30, request_timeout=0.1)
+    fetches = (transport.fetch("a") for _ in range(8))
+    errors = await asyncio.gather(*fetches, return_exceptions=True)
+
+    assert APITimeoutError in {type(error) for error in errors}
+
+
+@pytest.mark.parametrize("sizes", [[1, 2**17], [2**17], [1] * 40, [2**16, 2**16]])
+async def test_of_a_body_that_is_too_large_the_beginning_is_shown(server, make, sizes):
+    text = b"".join(b"%x" % (n % 16) for n in range(sum(sizes)))
+
+    async def in_pieces(reader, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        begin = 0
+        for size in sizes:
+            writer.write(text[begin : begin + size])
+            await writer.drain()
+            await asyncio.sleep(0.002)
+            begin += size
+
+    server.default = in_pieces
+    error = await failure(make(max_bytes=30), APIResponseValidationError)
+
+    assert error.body == text[:30].decode()
 
 
 @pytest.mark.parametrize(("status", "cls"), [(200, APIResponseValidationError), (500, ServerError)])
@@ -594,6 +608,8 @@ async def test_an_unfit_certificate_is_a_connection_error():
         await transport.close()
 
     assert "CERTIFICATE_VERIFY_FAILED" in str(error)
+    assert "SSL_CERT_FILE" in str(error)
+    assert not is_transient(error)
     assert server.requests == []
 
 
@@ -779,6 +795,70 @@ async def test_a_borrowed_session_closed_during_a_request_is_a_connection_error_
     await failure(transport, ClientClosedError)
 
 
+async def get(client):
+    await client.get("a")
+
+
+async def wait(client):
+    await client.wait("a")
+
+
+async def wait_all(client):
+    await client.wait_all(["a"])
+
+
+async def as_completed(client):
+    async for _ in client.as_completed(["a"]):
+        pass
+
+
+async def watch(client):
+    async for _ in client.watch("a"):
+        pass
+
+
+@pytest.mark.parametrize("verb", [get, wait, wait_all, as_completed, watch])
+def test_a_borrowed_session_of_another_loop_is_refused_at_once(verb):
+    async def make_session():
+        return aiohttp.ClientSession()
+
+    async def use(session):
+        await verb(TaskClient(KEY, session=session))
+
+    with asyncio.Runner() as runner:
+        session = runner.run(make_session())
+        with asyncio.Runner() as other, pytest.raises(RuntimeError, match="another event loop"):
+            other.run(use(session))
+        runner.run(session.close())
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, 64),
+        ({"limit": 0}, 64),
+        ({"limit": 64}, 64),
+        ({"limit": 4}, 4),
+        ({"limit_per_host": 4}, 4),
+        ({"limit": 8, "limit_per_host": 3}, 3),
+        ({"limit": 2, "limit_per_host": 3}, 2),
+    ],
+)
+async def test_a_small_pool_lowers_the_concurrency(make, caplog, limits, expected):
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(**limits)) as session:
+        assert make(session=session).limit_concurrency(64) == expected
+
+    assert ("the session opens at most" in caplog.text) is (expected < 64)
+
+
+async def test_a_closed_session_or_none_lowers_nothing(make):
+    session = aiohttp.ClientSession()
+    await session.close()
+
+    assert make(session=session).limit_concurrency(64) == 64
+    assert make().limit_concurrency(64) == 64
+
+
 def basic_auth():
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -837,6 +917,7 @@ async def test_a_borrowed_sessions_own_defaults_do_not_break_a_request(server, m
     for request in (0, 1):
         assert server.header("Authorization", request) == f"Bearer {KEY}"
         assert server.header("Accept", request) == "application/json"
+        assert server.header("Accept-Encoding", request) == "gzip, deflate"
         assert server.header("User-Agent", request).startswith("xai-tasks/")
         assert server.target(request) == "/xai/tasks?taskId=a%20b%26c"
 

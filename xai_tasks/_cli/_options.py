@@ -158,17 +158,6 @@ bulk_options = _all_of(
 )
 """The options of every command for many tasks; `make_client` takes their values."""
 
-log_options = _all_of(
-    click.option("-q", "--quiet", is_flag=True, help="Show errors only."),
-    click.option(
-        "-v",
-        "--verbose",
-        count=True,
-        help="Show retries and polls; -vv: with times, and connections.",
-    ),
-)
-"""What is shown on stderr."""
-
 output_options = _all_of(
     click.option(
         "-o",
@@ -185,5 +174,12 @@ output_options = _all_of(
         metavar="FILE",
         help="Write the counts of the whole job as JSON to FILE, however the job ends.",
     ),
+    click.option("-q", "--quiet", is_flag=True, help="Show errors only."),
+    click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        help="Show retries and polls; -vv: with times, and connections.",
+    ),
 )
-"""Where lines and counts go; `Output` and `SummaryFile` take their values."""
+"""Where lines go, and what is shown; `open_job` takes their values."""

@@ -218,9 +218,5 @@ class PendingFile:
             self.path.unlink(missing_ok=True)
             return
         part = self.path.with_name(f"{self.path.name}.part")
-        try:
-            part.write_text("".join(f"{id_line(each)}\n" for each in task_ids), encoding="utf-8")
-            part.replace(self.path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
+        part.write_text("".join(f"{id_line(each)}\n" for each in task_ids), encoding="utf-8")
+        part.replace(self.path)

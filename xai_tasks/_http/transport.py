@@ -32,7 +32,7 @@ from xai_tasks._http import lean
 from xai_tasks._http.credentials import Credentials, Redactor
 from xai_tasks._http.hints import Quota, parse_date, parse_hints
 from xai_tasks._http.lean import LeanRequest, LeanResponse, OrdinaryResponse, Wire
-from xai_tasks._http.proxy import Proxy
+from xai_tasks._http.proxy import Proxy, ProxySetting
 from xai_tasks._http.request_timeout import RequestTimeout
 from xai_tasks._http.responses import (
     invalid_answer,
@@ -53,6 +53,9 @@ logger = logging.getLogger("xai_tasks")
 _PATH = "/xai/tasks"
 _MAX_ERROR_BYTES = 64 * 2**10
 """How much of an error's body is read: more than any message, less than a hostile body."""
+
+_BUFFER = 2**16
+"""aiohttp's buffer: it decompresses three times as many bytes in one go, for less than 1 ms."""
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 """aiohttp's own timeouts overrun and miss a drip; `RequestTimeout` does neither."""
@@ -102,6 +105,7 @@ class Transport:
         "_credentials",
         "_date",
         "_fresh",
+        "_large_bodies",
         "_max_bytes",
         "_proxy",
         "_request_timeout",
@@ -113,6 +117,7 @@ class Transport:
         "_used",
         "_version",
         "closed",
+        "proxies",
     )
 
     def __init__(
@@ -124,13 +129,14 @@ class Transport:
         request_timeout: float,
         max_bytes: int,
         user_agent: str | None,
-        proxy: Proxy | None = None,
+        proxies: ProxySetting | None = None,
     ) -> None:
         """Prepare requests to `base_url`, as `check_base_url` returned it.
 
-        Other arguments as `TaskClient`'s; a proxy is for the transport's own session.
+        Other arguments as `TaskClient`'s.
 
         Raises:
+            ConfigurationError: the proxy's URL is malformed.
             TypeError: `session` is not an `aiohttp.ClientSession`, or `user_agent` not a string.
             ValueError: `user_agent` can't be a header's value.
 
@@ -157,7 +163,8 @@ class Transport:
         self._session = session
         self._fresh: aiohttp.ClientSession | None = None
         self._borrowed = session is not None
-        self._proxy = proxy
+        self.proxies: ProxySetting = proxies or ProxySetting()
+        self._proxy: Proxy | None = self.proxies.for_url(self._url)
         self._timeout = request_timeout
         self._request_timeout = RequestTimeout(request_timeout)
         self._max_bytes = max_bytes
@@ -169,6 +176,7 @@ class Transport:
         self._template = _RequestTemplate({}, None, Redactor(None))
         self._version = -1
         self._used: WeakSet[ResponseHandler] = WeakSet()
+        self._large_bodies = asyncio.Lock()
         self._date: tuple[str, float | None] = ("", None)
         self.closed: bool = False
 
@@ -199,6 +207,25 @@ class Transport:
             raise RuntimeError(
                 "the session belongs to another event loop: make it in the loop that uses it"
             )
+
+    def limit_concurrency(self, wanted: int) -> int:
+        """Return how many of `wanted` requests may be in flight at once.
+
+        A borrowed session may open fewer connections. The rest would wait for one, and this would
+        count against the request timeout, so they wait in the throttle instead.
+        """
+        connector = self._session.connector if self._session is not None else None
+        limits = (connector.limit, connector.limit_per_host) if connector is not None else ()
+        limit = min(filter(None, limits), default=wanted)
+        if limit >= wanted:
+            return wanted
+        logger.warning(
+            "the session opens at most %d connections: max_concurrency is lowered to that from %d",
+            limit,
+            wanted,
+            extra={"connections": limit, "max_concurrency": wanted},
+        )
+        return limit
 
     async def fetch(self, task_id: str) -> Response:
         """Ask for one task, once, with the newest key that `Credentials` has.
@@ -313,7 +340,7 @@ class Transport:
             status = response.status
             if not 200 <= status < 300:
                 try:
-                    body, _ = await _read(response.content, _MAX_ERROR_BYTES)
+                    body, _ = await self._read(response.content, _MAX_ERROR_BYTES)
                 except (aiohttp.ClientError, OSError):
                     body = b""  # the status alone is a clear answer
                 raise status_error(
@@ -325,7 +352,7 @@ class Transport:
                     server_time=self._server_time(response.headers),
                     hint=self._proxy_hint(status),
                 )
-            body, whole = await _read(response.content, self._max_bytes)
+            body, whole = await self._read(response.content, self._max_bytes)
             if not whole:
                 raise too_large(status, self._max_bytes, body, redactor, "")
             return read_task_id(status, redactor.body(body), redactor)
@@ -373,6 +400,7 @@ class Transport:
             "auto_decompress": True,
             "headers": headers,
             "raise_for_status": False,
+            "read_bufsize": _BUFFER,
             "timeout": _NO_TIMEOUT,
         }
         secrets: tuple[str, ...] = ()
@@ -437,7 +465,8 @@ class Transport:
         try:
             status, headers = response.status, response.headers
             ok = 200 <= status < 300
-            body, whole = await _read(response.content, self._max_bytes if ok else _MAX_ERROR_BYTES)
+            limit = self._max_bytes if ok else _MAX_ERROR_BYTES
+            body, whole = await self._read(response.content, limit)
             if ok and not whole:
                 raise too_large(status, self._max_bytes, body, redactor, task_id)
             body = redactor.body(body)
@@ -461,6 +490,26 @@ class Transport:
         finally:
             if not response.content.is_eof():
                 response.close()
+
+    async def _read(self, content: aiohttp.StreamReader, limit: int) -> tuple[bytes, bool]:
+        """Read a body of at most `limit` bytes, after decompression.
+
+        Returns the body and True; of a larger one, a beginning of at most 64 KiB and False.
+        """
+        chunks: list[bytes] = []
+        size = 0
+        while not content.at_eof():
+            if chunks:
+                # A compressed body is there without waiting for it, however large it is. So one
+                # chunk of one body at a time, and others on the loop between them.
+                async with self._large_bodies:
+                    await asyncio.sleep(0)
+            chunk = await content.readany()
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                return _beginning(chunks, min(limit, _MAX_ERROR_BYTES)), False
+        return (chunks[0] if len(chunks) == 1 else b"".join(chunks)), True
 
     def _server_time(self, headers: Mapping[str, str]) -> float | None:
         # The same Date stands on all answers of a second: parse it once.
@@ -502,13 +551,6 @@ class Transport:
         return f"the proxy {self._proxy.url} wants a login: put user and password into its URL"
 
 
-def pool_size(session: aiohttp.ClientSession) -> int | None:
-    """Return how many connections to one host a session opens at most; None for no limit."""
-    connector = session.connector
-    limits = (connector.limit, connector.limit_per_host) if connector is not None else ()
-    return min(filter(None, limits), default=None)
-
-
 def _own_session(connector: aiohttp.BaseConnector, is_lean: bool = False) -> aiohttp.ClientSession:
     # No limit in the connector: the throttle limits requests, outside the request timeout.
     return aiohttp.ClientSession(
@@ -516,6 +558,7 @@ def _own_session(connector: aiohttp.BaseConnector, is_lean: bool = False) -> aio
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         timeout=_NO_TIMEOUT,
+        read_bufsize=_BUFFER,
         request_class=LeanRequest if is_lean else aiohttp.ClientRequest,
         response_class=LeanResponse if is_lean else OrdinaryResponse,
     )
@@ -530,25 +573,6 @@ def _query(task_id: str) -> str:
     raise InvalidTaskIdError(
         f"task id {printable(task_id)!r} holds a lone surrogate and can't be sent"
     )
-
-
-async def _read(content: aiohttp.StreamReader, limit: int) -> tuple[bytes, bool]:
-    """Read a body of at most `limit` bytes, after decompression.
-
-    Returns the body and True; of a larger one, a beginning of at most 64 KiB and False.
-    """
-    chunks: list[bytes] = []
-    size = 0
-    while not content.at_eof():
-        if chunks:
-            # A compressed body can have more and more without waiting: let others run.
-            await asyncio.sleep(0)
-        chunk = await content.readany()
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > limit:
-            return _beginning(chunks, min(limit, _MAX_ERROR_BYTES)), False
-    return (chunks[0] if len(chunks) == 1 else b"".join(chunks)), True
 
 
 def _beginning(chunks: list[bytes], size: int) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import time
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -73,7 +74,7 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
         for name, value in (("interval", interval), ("minimum", minimum), ("maximum", maximum)):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-        if not 0 < minimum <= interval <= maximum < math.inf:
+        if not 0 < minimum <= interval <= maximum <= sys.float_info.max:
             raise ValueError(
                 "interval, minimum and maximum must be 0 < minimum <= interval <= maximum and "
                 f"finite, not {interval}, {minimum} and {maximum}"

@@ -14,6 +14,7 @@ from tenacity import AsyncRetrying, RetryCallState
 from xai_tasks._errors import (
     APIError,
     APIStatusError,
+    APITimeoutError,
     AuthenticationError,
     ClientClosedError,
     RateLimitError,
@@ -77,6 +78,21 @@ class RetryBudget:
             self._tokens += 1
 
 
+@define
+class Deadline:
+    """When a call of `get` ends, by the loop's clock, and the last error that it met."""
+
+    at: float
+    last_error: APIError | None = None
+
+    def comes_before(self, error: APIError) -> bool:
+        """Return whether the call ends before the server wants to be asked again."""
+        self.last_error = error
+        retry_after = error.retry_after if isinstance(error, APIStatusError) else None
+        now = asyncio.get_running_loop().time()
+        return retry_after is not None and now + retry_after > self.at
+
+
 class _Attempts(RetryCallState):
     """tenacity's state of one look whose last attempt failed."""
 
@@ -127,12 +143,35 @@ class RetryingFetcher:
             retry_error_callback=_give_up,
         )
 
+    async def fetch_within(self, task_id: str, timeout: float | None) -> Response:
+        """Ask for one task as `fetch` does, for at most `timeout` seconds, retries included.
+
+        Raises:
+            APITimeoutError: the time ran out.
+            APIError: as `fetch`; also where the server asks to wait longer than there is time.
+
+        """
+        if timeout is None:
+            return await self.fetch(task_id)
+        deadline = Deadline(asyncio.get_running_loop().time() + timeout)
+        try:
+            async with asyncio.timeout_at(deadline.at) as scope:
+                return await self.fetch(task_id, deadline=deadline)
+        except TimeoutError as error:
+            if isinstance(error, APIError) or not scope.expired():
+                raise
+        detail = f"no good answer within {timeout:g} s, the timeout of the call"
+        if deadline.last_error is not None:
+            detail += f"; last error: {deadline.last_error.args[0]}"
+        raise APITimeoutError(detail, task_id=task_id)
+
     async def fetch(
         self,
         task_id: str,
         *,
         poll: bool = False,
         on_error: Callable[[APIError], None] | None = None,
+        deadline: Deadline | None = None,
     ) -> Response:
         """Ask for one task until there is a good answer, or the policy gives up.
 
@@ -140,6 +179,7 @@ class RetryingFetcher:
             task_id: the id to ask for.
             poll: whether it is for a wait, and so stands back in an outage.
             on_error: told of each failed attempt, also of those that are retried.
+            deadline: where the call ends; a longer `Retry-After` fails now.
 
         Raises:
             APIError: the last attempt's error.
@@ -165,7 +205,7 @@ class RetryingFetcher:
             if on_error is not None:
                 on_error(answer.error)
             seconds = await self._next_delay(answer)
-            if seconds is None:
+            if seconds is None or (deadline is not None and deadline.comes_before(answer.error)):
                 try:
                     raise answer.error
                 finally:

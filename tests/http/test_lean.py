@@ -1,0 +1,172 @@
+"""The lean request classes, and the check that they fit the installed aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import pytest
+from multidict import CIMultiDict
+from raw_server import response
+from yarl import URL
+
+from xai_tasks import APIConnectionError
+from xai_tasks._http import lean
+from xai_tasks._http.credentials import Credentials
+from xai_tasks._http.transport import Transport
+
+KEY = "sk-test-0123456789"
+PENDING = b'{"taskId": "a", "status": "pending"}'
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    monkeypatch.setattr(lean, "_verdict", None)
+
+
+async def test_the_classes_fit_the_installed_aiohttp(unchecked):
+    assert await lean.works()
+
+
+async def test_the_check_is_made_once(unchecked, monkeypatch):
+    assert await lean.works()
+    monkeypatch.setattr(lean, "_exchanges", None)
+
+    assert await lean.works()
+
+
+def raises(*args, **kwargs):
+    raise TypeError("unexpected argument")
+
+
+async def sends_nothing(self, connection):
+    await asyncio.Event().wait()
+
+
+def other_bytes(self, query):
+    return b"GET / HTTP/1.1\r\n\r\n"
+
+
+@pytest.mark.fake_clock
+@pytest.mark.parametrize(
+    ("cls", "name", "function"),
+    [
+        (lean.LeanRequest, "__init__", raises),
+        (lean.LeanRequest, "send", sends_nothing),
+        (lean.LeanResponse, "__init__", raises),
+        (lean.LeanResponse, "start", sends_nothing),
+        (lean.Wire, "request", other_bytes),
+        (lean._Loopback, "_create_connection", raises),
+    ],
+)
+async def test_where_they_do_not_fit_ordinary_requests_are_sent(
+    server, unchecked, monkeypatch, cls, name, function
+):
+    transport = Transport(
+        Credentials(KEY),
+        server.url,
+        session=None,
+        request_timeout=30,
+        max_bytes=1000,
+        user_agent=None,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, name, function)
+        assert (await transport.fetch("a")).task.task_id == "a"
+        await transport.close()
+
+    assert server.header("Authorization") == f"Bearer {KEY}"
+    assert server.target() == "/xai/tasks?taskId=a"
+
+
+async def test_both_classes_send_the_same_bytes(server):
+    heads = []
+    for verdict in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lean, "_verdict", verdict)
+            transport = Transport(
+                Credentials(KEY),
+                server.url + "/a%20b",
+                session=None,
+                request_timeout=30,
+                max_bytes=1000,
+                user_agent="shop",
+            )
+            await transport.fetch("任务 &?#")
+            await transport.close()
+        heads.append(server.requests[-1])
+
+    assert heads[0] == heads[1]
+
+
+@pytest.mark.parametrize(
+    ("session", "expected"), [(None, lean.LeanRequest), ("borrowed", aiohttp.ClientRequest)]
+)
+async def test_only_the_own_session_is_lean(server, make, request_class, session, expected):
+    async with aiohttp.ClientSession() as borrowed:
+        transport = make(session=borrowed if session else None)
+        await transport.fetch("a")
+
+        is_lean = transport._template.wire is not None
+    assert is_lean is (expected is lean.LeanRequest and request_class == "lean")
+
+
+async def test_a_connection_closed_while_idle_is_replaced(server, make):
+    async def one_answer(reader, writer):
+        writer.write(response(200, PENDING).replace(b"Connection: close\r\n", b""))
+
+    server.default = one_answer
+    transport = make()
+    for _ in range(3):
+        assert (await transport.fetch("a")).task.task_id == "a"
+        await asyncio.sleep(0.01)
+
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("state", ["closed", "closing", "holds an answer"])
+async def test_a_request_is_not_sent_on_an_unfit_connection(state):
+    class Connection:
+        class protocol:
+            should_close = state == "holds an answer"
+
+            class transport:
+                is_closing = staticmethod(lambda: state == "closing")
+
+    if state == "closed":
+        Connection.protocol.transport = None
+    request = lean.LeanRequest(
+        "GET",
+        URL("http://host/"),
+        params=b"",
+        loop=asyncio.get_running_loop(),
+        response_class=lean.LeanResponse,
+        timer=None,
+        session=None,
+        ssl=True,
+        traces=[],
+        version=aiohttp.HttpVersion11,
+    )
+
+    with pytest.raises(aiohttp.ServerDisconnectedError):
+        await request.send(Connection)
+
+
+async def test_informational_answers_are_passed_over(server, make):
+    server.default = b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n" + response(200, PENDING)
+
+    assert (await make().fetch("a")).task.task_id == "a"
+
+
+async def test_a_head_that_is_not_http_is_a_connection_error(server, make):
+    server.default = b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n"
+
+    with pytest.raises(APIConnectionError, match="header"):
+        await make().fetch("a")
+
+
+def test_a_wire_shows_no_key():
+    wire = lean.Wire.to(URL("http://host/"), CIMultiDict({"Authorization": f"Bearer {KEY}"}))
+
+    assert KEY.encode() in wire.request("taskId=a")
+    assert KEY not in repr(wire)
