@@ -1,8 +1,16 @@
 #!/usr/bin/env bash
 # Installs the servers that the tests marked `realserver` run against; where they are there already, it does nothing.
 # `install.sh node` leaves Debian's packages alone, which only root can install.
+# `install.sh airflow` installs Airflow into an environment of its own: 150 packages, so only on demand.
 set -euo pipefail
 cd "$(dirname "$0")"
+
+if [ "${1:-}" = airflow ]; then
+  [ -x airflow/.venv/bin/airflow ] && exit
+  python3 -m venv airflow/.venv
+  airflow/.venv/bin/pip install -q 'apache-airflow>=3.1' 'aiohttp>=3.14.4' 'attrs>=25.1' 'tenacity>=9.1.2'
+  exit
+fi
 
 if [ "${1:-}" != node ]; then
   missing=()
