@@ -29,7 +29,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_asyncio_loop_factories(config, item):
-    """Choose the loop: `XAI_TASKS_LOOP=uvloop` for uvloop, asyncio's own otherwise; a fake clock has its own."""
+    """Choose the loop: `XAI_TASKS_LOOP=uvloop` for uvloop, asyncio's own
+    otherwise; a fake clock has its own.
+    """
     if item.get_closest_marker("fake_clock"):
         return {"fake": FakeClockLoop}
     name = os.environ.get("XAI_TASKS_LOOP", "asyncio")
@@ -44,7 +46,9 @@ def pytest_asyncio_loop_factories(config, item):
 
 @pytest.fixture(autouse=True)
 def asyncio_complaints():
-    """Fail a test at whose end asyncio has logged an error: a task destroyed, an exception nobody fetched."""
+    """Fail a test at whose end asyncio has logged an error: a task destroyed,
+    an exception nobody fetched.
+    """
     complaints = _Complaints(logging.ERROR)
     logger = logging.getLogger("asyncio")
     logger.addHandler(complaints)

@@ -51,7 +51,8 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class FakeClockLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock stands still while anything can run, and jumps to the next timer when nothing can.
+    """An event loop whose clock stands still while anything can run, and jumps to the
+    next timer when nothing can.
 
     It counts the timers that were set in `timers`. Sockets on loopback work in it.
     """
@@ -73,7 +74,9 @@ class FakeClockLoop(asyncio.SelectorEventLoop):
 
 
 def run(coroutine):
-    """Run to its end in a loop with a fake clock, for tests that need one of their own for each example."""
+    """Run to its end in a loop with a fake clock, for tests that need one
+    of their own for each example.
+    """
     with asyncio.Runner(loop_factory=FakeClockLoop) as runner:
         return runner.run(coroutine)
 
@@ -137,8 +140,9 @@ class Sent:
 class FakeTransport:
     """Stands in for `Transport`: the API by the loop's clock, without a socket.
 
-    A request takes `latency` seconds. It gets, in this order: the next fault queued for its id, the next one queued for any,
-    what `weather` gives for it, or the state of its task at the moment of the answer.
+    A request takes `latency` seconds. It gets, in this order: the next fault queued for its
+    id, the next one queued for any, what `weather` gives for it, or the state of its task
+    at the moment of the answer.
     """
 
     def __init__(self, latency=0.1):
@@ -155,7 +159,9 @@ class FakeTransport:
         self._closing = set()
 
     def add(self, task_id, *steps, end="completed", **fields):
-        """Add a task that begins now and goes through `steps`, pairs of a status and seconds, to its `end`."""
+        """Add a task that begins now and goes through `steps`, pairs of a
+        status and seconds, to its `end`.
+        """
         self._tasks[task_id] = asyncio.get_running_loop().time(), steps, end, fields
         return task_id
 

@@ -1,6 +1,7 @@
 """Every fault that `TaskServer` knows, and what the client is to make of it.
 
-Plain data: `test_fault_matrix.py` tests each row, `docs/scripts/fault_table.py` makes the table in `docs/reliability.md` of them.
+Plain data: `test_fault_matrix.py` tests each row, `docs/scripts/fault_table.py` makes the table in
+`docs/reliability.md` of them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ MAX_RETRY_AFTER = 60.0
 """`RetryPolicy.max_retry_after` as it is by default."""
 
 PROBES = 8
-"""Probes of an outage of `MAX_OUTAGE` seconds: after 0.5, 1.5, 3.5, 7.5, 15.5, 30.5, 45.5 and 60.5 s."""
+"""Probes of an outage of `MAX_OUTAGE` seconds: after 0.5, 1.5, 3.5, 7.5,
+15.5, 30.5, 45.5 and 60.5 s.
+"""
 UNTIL_OUTAGE = 10
 """Failures in a row with which an outage begins."""
 
@@ -56,7 +59,9 @@ class Row:
     outlived: bool = True
     """Whether a wait goes on."""
     resent: bool = False
-    """Whether aiohttp sends each GET a second time by itself, as it does when a connection is lost before an answer."""
+    """Whether aiohttp sends each GET a second time by itself, as it does when a
+    connection is lost before an answer.
+    """
     pause: float = 0.0
     """Seconds for which the server silences the client."""
     outage: bool = True
@@ -74,7 +79,9 @@ class Row:
 
     @property
     def most_of_wait(self) -> int:
-        """Requests that the server sees of one wait that meets nothing but this for `MAX_OUTAGE` seconds, at most."""
+        """Requests that the server sees of one wait that meets nothing but this for
+        `MAX_OUTAGE` seconds, at most.
+        """
         if self.error is None or not self.outlived:
             return len(self.faults)
         if self.outage:

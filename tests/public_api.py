@@ -129,7 +129,9 @@ def _function(function) -> str:
 
 
 def _signature(function) -> str:
-    """Write a signature without help from `inspect`, whose words change from one Python to the next."""
+    """Write a signature without help from `inspect`, whose words change
+    from one Python to the next.
+    """
     signature = inspect.signature(function)
     parts: list[str] = []
     star_due = True

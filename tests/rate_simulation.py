@@ -1,9 +1,11 @@
-"""Clients, servers and the wire between them in virtual time: what finding a rate limit costs, in milliseconds of CPU.
+"""Clients, servers and the wire between them in virtual time: what finding a rate limit
+costs, in milliseconds of CPU.
 
-Event-driven and without asyncio: a minute of 200 requests a second takes about a quarter of a second. The client is the one that
-`RateFinder` is written for: at most so many requests in flight, a pacing bucket filled at `pace()` up to
-`burst`, silent until a pause is over and then starting from an empty bucket. What disturbs it can be set:
-latency, late timers, and stalls in which the event loop does nothing at all.
+Event-driven and without asyncio: a minute of 200 requests a second takes about a quarter of a
+second. The client is the one that `RateFinder` is written for: at most so many requests in flight,
+a pacing bucket filled at `pace()` up to `burst`, silent until a pause is over and then starting
+from an empty bucket. What disturbs it can be set: latency, late timers, and stalls in which the
+event loop does nothing at all.
 """
 
 from __future__ import annotations
@@ -44,11 +46,15 @@ class Finder(Protocol):
 
 class Server(Protocol):
     def ask(self, now: float) -> float | None:
-        """Answer a request that arrives at `now`: None accepts it, a number is a 429's `Retry-After`, 0 a 429 without one."""
+        """Answer a request that arrives at `now`: None accepts it, a number is a 429's
+        `Retry-After`, 0 a 429 without one.
+        """
 
 
 class TokenBucket:
-    """`rate` requests a second (a number, or a function of time) and `burst` at once; nginx's `burst=5 nodelay` is `burst=6`."""
+    """`rate` requests a second (a number, or a function of time) and `burst` at once; nginx's
+    `burst=5 nodelay` is `burst=6`.
+    """
 
     def __init__(
         self,
@@ -74,7 +80,9 @@ class TokenBucket:
 
 
 class FixedWindow:
-    """`limit` requests in each window of `period` seconds; a 429 names the time until the window ends, or `retry_after`."""
+    """`limit` requests in each window of `period` seconds; a 429 names the time until the
+    window ends, or `retry_after`.
+    """
 
     def __init__(
         self, limit: int, period: float, *, retry_after: float | None = None, offset: float = 0.0
@@ -97,7 +105,9 @@ class FixedWindow:
 
 
 class SlidingWindow:
-    """`limit` requests in any `period` seconds; a 429 names the time until the oldest one leaves the window, or `retry_after`."""
+    """`limit` requests in any `period` seconds; a 429 names the time until the oldest one leaves
+    the window, or `retry_after`.
+    """
 
     def __init__(self, limit: int, period: float, *, retry_after: float | None = None) -> None:
         self._limit = limit
@@ -119,7 +129,9 @@ class SlidingWindow:
 
 
 class AIMD:
-    """After each pause half the rate, then `step` of the rate that was refused more each second; before the second, doubling."""
+    """After each pause half the rate, then `step` of the rate that was refused more each second;
+    before the second, doubling.
+    """
 
     def __init__(self, *, step: float = 0.05) -> None:
         self.rate = math.inf
@@ -162,7 +174,9 @@ class AIMD:
 
 
 class Cubic:
-    """The arithmetic of botocore's `adaptive` retry mode, but with one decrease for each pause instead of one for each 429."""
+    """The arithmetic of botocore's `adaptive` retry mode, but with one decrease for each pause
+    instead of one for each 429.
+    """
 
     def __init__(self) -> None:
         self.rate = math.inf
@@ -263,8 +277,9 @@ def simulate(
 ) -> list[Run]:
     """Let one client per finder loose on the server.
 
-    `starts` are the times at which the clients begin (0 where not given), and `demand` is how many requests a client has been
-    asked for by a given time: unlimited, unless told otherwise. The answer is one `Run` per client.
+    `starts` are the times at which the clients begin (0 where not given), and `demand` is how many
+    requests a client has been asked for by a given time: unlimited, unless told otherwise. The
+    answer is one `Run` per client.
     """
     rng = random.Random(seed)
     begun = [*starts, *([0.0] * (len(finders) - len(starts)))]

@@ -1,4 +1,6 @@
-"""A loopback server that answers with the very bytes it is told to, for what no HTTP library would send."""
+"""A loopback server that answers with the very bytes it is told to, for
+what no HTTP library would send.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 class RawServer:
-    """Serves one request per connection: the next of `answers`, or `default` when there is none left."""
+    """Serves one request per connection: the next of `answers`, or
+    `default` when there is none left.
+    """
 
     def __init__(self, default: Answer = b"", *, tls: ssl.SSLContext | None = None) -> None:
         self.default = default
@@ -91,7 +95,8 @@ class RawServer:
         self._open.add(task)
         try:
             if self._tls is not None:
-                # Not by start_server: asyncio, in debug mode, logs a handshake that failed there as an error.
+                # Not by start_server: asyncio, in debug mode, logs a handshake
+                # that failed there as an error.
                 await writer.start_tls(self._tls)
             self.requests.append(await reader.readuntil(b"\r\n\r\n"))
             self.arrived.set()

@@ -249,7 +249,8 @@ async def test_ids_are_pulled_as_there_is_room(server, stream):
         taken = [await anext(outcomes) for _ in range(50)]
         await quiet(server)
 
-        # Ten chunks on each of two workers, as many ready, and what a worker had ended when the reader fell behind.
+        # Ten chunks on each of two workers, as many ready, and what a worker had ended
+        # when the reader fell behind.
         assert len(taken) <= len(pulled) <= len(taken) + 3 * 30 + 2 * 3
 
 
@@ -757,7 +758,8 @@ class ServerProcess:
 
 @pytest.fixture
 def server_process(monkeypatch):
-    # What workers do is covered above; measured, 20,000 ids would take a minute instead of ten seconds.
+    # What workers do is covered above; measured, 20,000 ids would take a
+    # minute instead of ten seconds.
     for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     command = [sys.executable, "-c", SERVER, KEY]

@@ -133,7 +133,8 @@ async def test_a_wait_for_a_task_whose_fault_lasts(row, verb, server, client):
     assert error.task_id == "a"
     assert server.count() <= row.most_of_wait
     if row.outlived:
-        # Refused by 429s alone, the client slows down, so that the look that is to fail takes about as long again.
+        # Refused by 429s alone, the client slows down, so that the look that is to fail
+        # takes about as long again.
         late = LOOK + INTERVAL + row.pause if row.outage else 2 * MAX_OUTAGE
         assert MAX_OUTAGE <= seconds <= MAX_OUTAGE + late + SLACK
     else:

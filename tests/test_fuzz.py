@@ -1,6 +1,7 @@
 """Whatever a server answers and whatever an id holds: only documented exceptions come out of `get`.
 
-A few seconds by default. `XAI_TASKS_FUZZ=fuzz-long python -m pytest tests/test_fuzz.py` takes minutes.
+A few seconds by default. `XAI_TASKS_FUZZ=fuzz-long python -m pytest
+tests/test_fuzz.py` takes minutes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The how-to page on testing is a small project: it is written to an empty folder, and its tests are run."""
+"""The how-to page on testing is a small project: it is written to an empty
+folder, and its tests are run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Links of README and docs lead somewhere: to a page, a heading, a file or a test that is there. Without network."""
+"""Links of README and docs lead somewhere: to a page, a heading, a file or a test
+that is there. Without network.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Pages show the same code and tables wherever they are read: on the site, on a forge, in an editor."""
+"""Pages show the same code and tables wherever they are read: on the
+site, on a forge, in an editor.
+"""
 
 from __future__ import annotations
 

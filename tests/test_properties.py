@@ -1,4 +1,6 @@
-"""Random mixes of ends, faults, cancels and early exits, by a fake clock: nothing is lost, nothing is left."""
+"""Random mixes of ends, faults, cancels and early exits, by a fake clock:
+nothing is lost, nothing is left.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,8 @@ worlds = st.fixed_dictionaries(
 )
 
 
-# An example runs a loop of its own and collects all garbage: a tenth of a second, more on a busy machine.
+# An example runs a loop of its own and collects all garbage: a tenth of a
+# second, more on a busy machine.
 mixes = settings(max_examples=int(os.environ.get("XAI_TASKS_EXAMPLES", "40")), deadline=None)
 
 

@@ -22,7 +22,8 @@ def unreleased(changelog):
 
 
 def unmentioned(now, released, section):
-    """Give the names that were added, changed or taken away, and that the changelog's section does not tell of.
+    """Give the names that were added, changed or taken away, and that the
+    changelog's section does not tell of.
 
     A class that is new is told of by its own name; its members go with it.
     """

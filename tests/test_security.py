@@ -44,7 +44,8 @@ from xai_tasks import (
     XaiTasksError,
 )
 
-# The key is a global, and the frames of this file are left out where locals are looked at: a test may know it.
+# The key is a global, and the frames of this file are left out where locals are
+# looked at: a test may know it.
 KEY = "sk-live/S3CRETS3CRET+x=42"
 TRACES = (
     "S3CRETS3CRET",
@@ -300,7 +301,9 @@ async def test_a_cancelled_call_does_not_show_the_key(nothing_told, verb):
 
 
 async def strike_while_handling(request, interrupt):
-    """Be interrupted where the HTTP library is busy with an error of its own, which then is the context."""
+    """Be interrupted where the HTTP library is busy with an error of its
+    own, which then is the context.
+    """
     try:
         raise LookupError(request.headers["Authorization"])
     except LookupError:

@@ -1,4 +1,6 @@
-"""The tutorial runs: its files are written to an empty folder, its shell blocks run in order in one shell."""
+"""The tutorial runs: its files are written to an empty folder, its shell
+blocks run in order in one shell.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Many long polls in one web app share the polls of few ids, and leave nothing behind when they hang up."""
+"""Many long polls in one web app share the polls of few ids, and leave
+nothing behind when they hang up.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The Chinese pages are in step with the English: the same headings' levels, code blocks and links, in the same order."""
+"""The Chinese pages are in step with the English: the same headings' levels, code blocks
+and links, in the same order.
+"""
 
 from __future__ import annotations
 

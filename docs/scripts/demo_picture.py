@@ -1,4 +1,5 @@
-"""Draw docs/_static/demo.svg: `xai-tasks demo` in a terminal, each line at the time at which it came.
+"""Draw docs/_static/demo.svg: `xai-tasks demo` in a terminal, each line
+at the time at which it came.
 
 python docs/scripts/demo_picture.py
 """

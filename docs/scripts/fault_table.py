@@ -1,4 +1,5 @@
-"""Write the tables of faults in docs/reliability.md from the rows that tests/test_fault_matrix.py tests.
+"""Write the tables of faults in docs/reliability.md from the rows that
+tests/test_fault_matrix.py tests.
 
 python docs/scripts/fault_table.py
 """

@@ -2,7 +2,8 @@
 
 python docs/scripts/include_examples.py
 
-A copy in the page, not a `literalinclude`: so the code is there too where the page is read as plain Markdown.
+A copy in the page, not a `literalinclude`: so the code is there too where the
+page is read as plain Markdown.
 """
 
 from __future__ import annotations

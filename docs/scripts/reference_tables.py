@@ -2,7 +2,8 @@
 
 python docs/scripts/reference_tables.py
 
-Only the site runs the directives. Where the page is read as plain Markdown, the tables show what there is.
+Only the site runs the directives. Where the page is read as plain Markdown,
+the tables show what there is.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 `wait_adaptive` against a fixed interval and exponential backoff.
 
-Two parts. `simulated`: 10,000 tasks for each spread of durations, in virtual time. `sockets`: a few hundred tasks of a fiftieth of the
-length, by TaskClient and TaskServer over loopback. The poll at a task's creation, which all strategies make, is not counted.
+Two parts. `simulated`: 10,000 tasks for each spread of durations, in virtual time. `sockets`: a few
+hundred tasks of a fiftieth of the length, by TaskClient and TaskServer over loopback. The poll at a
+task's creation, which all strategies make, is not counted.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ TARGETS = {
     "two humps, 15 % near 4 s, 85 % near 60 s": (0.50, 0.72),
     "doubling half-way through": (0.65, 1.0),
 }
-"""The delay at no more polls that is reached for, against backoff and against the fixed interval."""
+"""The delay at no more polls that is reached for, against backoff and against the fixed interval.
+"""
 
 CAUTIOUS = [name for name in DURATIONS if name not in TARGETS]
 WORSE = 1.05

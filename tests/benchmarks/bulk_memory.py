@@ -1,8 +1,9 @@
 """What an id that waits holds in memory, and that a million of them pass through a flat one.
 
-Two parts. `waiting`: 100,000 ids of which each has been polled once and none has ended, in `as_completed` and, for comparison, in
-a coroutine each that sleeps in tenacity. `passing`: 1,000,000 ids from an async generator, tasks already ended, at most 10,000
-in rotation, against a run of 10,000 ids.
+Two parts. `waiting`: 100,000 ids of which each has been polled once and none has ended, in
+`as_completed` and, for comparison, in a coroutine each that sleeps in tenacity. `passing`:
+1,000,000 ids from an async generator, tasks already ended, at most 10,000 in rotation,
+against a run of 10,000 ids.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ async def waiting(url: str, count: int) -> dict[str, Any]:
 async def _until_polled(
     client: TaskClient, ids: list[str], polled: int, *, measured: bool = False
 ) -> int:
-    """Have each id polled once; give the number of polls, or `measured` the memory while all of them wait."""
+    """Have each id polled once; give the number of polls, or `measured` the
+    memory while all of them wait.
+    """
     async with client.as_completed(ids, max_pending=len(ids)) as stream:
         taker = asyncio.ensure_future(anext(stream))
         while client.stats.polls < polled + len(ids):
@@ -142,7 +145,8 @@ def _run_passing(count: int, report: harness.Report) -> None:
             result = harness.measure("passing", url=server.url, count=ids, max_pending=few)
             peaks[ids] = result["growth"] / _MB
             assert result["seen"] == ids
-    # One round: it is a bound on a peak, and a run of minutes has met every moment that a round could.
+    # One round: it is a bound on a peak, and a run of minutes has met every
+    # moment that a round could.
     report.add(f"peak of {few:,} ids passing", "MB", [peaks[few]])
     report.add(f"peak of {count:,} ids passing, each seen once", "MB", [peaks[count]])
     report.add("the difference", "MB", [peaks[count] - peaks[few]], at_most=60)

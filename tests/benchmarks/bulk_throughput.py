@@ -1,7 +1,8 @@
 """What whole waits in bulk cost: CPU, memory and time, against the loop that a user would write.
 
-10,000 tasks that end at the third poll, 2 s apart, in `as_completed` and in gathered tenacity loops, each in a process of its own; and
-the same with the results kept in a list, as `wait_all` and `gather` give it.
+10,000 tasks that end at the third poll, 2 s apart, in `as_completed` and in gathered tenacity
+loops, each in a process of its own; and the same with the results kept in a list, as
+`wait_all` and `gather` give it.
 """
 
 from __future__ import annotations

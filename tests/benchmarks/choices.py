@@ -1,7 +1,8 @@
-"""What pays, and how much: parts of a request and of a wait, done the obvious way and the way that was chosen.
+"""What pays, and how much: parts of a request and of a wait, done the obvious way
+and the way that was chosen.
 
-Two parts. `calls`: CPU of each alone, in a tight loop, thousands of times. `leaving`: the longest block of the loop while a stream of 100,000
-ids is closed, all at once and in slices.
+Two parts. `calls`: CPU of each alone, in a tight loop, thousands of times. `leaving`: the longest
+block of the loop while a stream of 100,000 ids is closed, all at once and in slices.
 """
 
 from __future__ import annotations
@@ -135,7 +136,9 @@ async def _cost(way: Callable[[], Awaitable[Any]], count: int) -> float:
 
 
 async def leaving(url: str, count: int, at_once: bool) -> dict[str, Any]:
-    """Return the longest block of the loop, in milliseconds, while a stream of `count` ids is closed."""
+    """Return the longest block of the loop, in milliseconds, while a
+    stream of `count` ids is closed.
+    """
     if at_once:
         xai_tasks._polling.poller._SLICE = count
     # A limit keeps polls out of it.

@@ -1,8 +1,10 @@
-"""What the command line adds: CPU of `xai-tasks wait -i -` against `as_completed` called directly, and memory of `--resume`.
+"""What the command line adds: CPU of `xai-tasks wait -i -` against `as_completed` called
+directly, and memory of `--resume`.
 
-`wait`: 100,000 ids, each ended at its first poll, through pipes in and out of the program, against a program that loops over
-`as_completed` and drops what comes; whole processes, by turns. `resume`: a million ids that the output file holds already; the
-peak of the process's memory, and that of one with nothing to resume.
+`wait`: 100,000 ids, each ended at its first poll, through pipes in and out of the program,
+against a program that loops over `as_completed` and drops what comes; whole processes, by turns.
+`resume`: a million ids that the output file holds already; the peak of the process's memory, and
+that of one with nothing to resume.
 """
 
 from __future__ import annotations

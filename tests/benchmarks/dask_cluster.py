@@ -1,8 +1,10 @@
-"""What a cluster on one machine gives over one process: ids per second and CPU, with 1, 2 and 4 workers.
+"""What a cluster on one machine gives over one process: ids per second and
+CPU, with 1, 2 and 4 workers.
 
-Tasks have ended at their first poll, so nothing is waited for but the work itself. The workers' cluster is made and warmed up before the clock
-starts. CPU is user and system of all processes that wait: of the one that reads the stream, which is Dask's scheduler too here, and of the
-workers. The server, on a core of its own where there are two, is not counted.
+Tasks have ended at their first poll, so nothing is waited for but the work itself. The workers'
+cluster is made and warmed up before the clock starts. CPU is user and system of all processes that
+wait: of the one that reads the stream, which is Dask's scheduler too here, and of the workers. The
+server, on a core of its own where there are two, is not counted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""What the benchmarks share: a server in a process of its own, measurements in children, and a table at the end.
+"""What the benchmarks share: a server in a process of its own, measurements in
+children, and a table at the end.
 
-A benchmark is a script that calls `main` with a function that fills a `Report` and with its measurements: coroutine functions, each of
-which runs in a fresh process, so that none pays for another's garbage and each has its own peak of memory.
+A benchmark is a script that calls `main` with a function that fills a `Report` and with its
+measurements: coroutine functions, each of which runs in a fresh process, so that none pays for
+another's garbage and each has its own peak of memory.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Limit:
     """A token bucket, full at first, whose rate may halve."""
 
     def __init__(self, rate: float, burst: float, halves_after: float = math.inf) -> None:
-        """Let `rate` requests a second pass and `burst` at once; `halves_after` counts seconds from the first request."""
+        """Let `rate` requests a second pass and `burst` at once; `halves_after` counts
+        seconds from the first request.
+        """
         self.rate = rate
         self.burst = burst
         self.halves_after = halves_after
@@ -156,7 +160,9 @@ class Server:
         self.url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
 
     def stop(self) -> dict[str, Any]:
-        """End it; give how many requests it saw, and with a limit the times of those accepted and rejected."""
+        """End it; give how many requests it saw, and with a limit the times of
+        those accepted and rejected.
+        """
         output, _ = self._process.communicate()
         return json.loads(output) if output else {}
 
@@ -190,10 +196,11 @@ def task_id(number: int) -> str:
 async def by_turns(
     works: Mapping[str, Callable[[], Awaitable[int]]], rounds: int
 ) -> dict[str, list[float]]:
-    """Return the microseconds of this process's CPU, user and system, per request, of each work in each round.
+    """Return the microseconds of this process's CPU, user and system, per
+    request, of each work in each round.
 
-    A work gives how many requests it has made. Each comes first, last and between as often as any other, and there is a round
-    before the first, which warms up and is not counted.
+    A work gives how many requests it has made. Each comes first, last and between as often as any
+    other, and there is a round before the first, which warms up and is not counted.
     """
     names = deque(works)
     figures: dict[str, list[float]] = {name: [] for name in works}
@@ -291,7 +298,9 @@ class Report:
     """A table that grows by a line per figure."""
 
     def __init__(self, name: str, also: tuple[str, ...] = ()) -> None:
-        """Begin the report of the benchmark called `name`; `also` are packages whose versions its figures depend on."""
+        """Begin the report of the benchmark called `name`; `also` are packages whose
+        versions its figures depend on.
+        """
         self.name = name
         self.command = f"python tests/benchmarks/{name}.py"
         self.versions = versions(also)
@@ -397,7 +406,9 @@ def main(
     measurements: dict[str, Measurement],
     also: tuple[str, ...] = (),
 ) -> None:
-    """Be the benchmark, or one measurement of it that it started; `also` are more packages to tell the versions of."""
+    """Be the benchmark, or one measurement of it that it started; `also` are more
+    packages to tell the versions of.
+    """
     if sys.argv[1:2] == ["--child"]:
         name, arguments, pinned = sys.argv[2:]
         if pinned == "1":

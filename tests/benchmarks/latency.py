@@ -1,10 +1,11 @@
 """How soon a wait hears of an answer, and for how long the loop is blocked while very many wait.
 
-Three parts. `notice`: 1,000 polls a second over 5,000 ids; the time from an answer's arrival, when aiohttp is given its last byte, to
-the moment at which the coroutine that awaits it runs. `blocks`: 100,000 ids that wait, polled as fast as they come due, while
-another task on the loop asks to be woken every millisecond; the longest that it was kept waiting beyond that, against a loop on which
-bare requests are made for as long. `collections`: what of that is Python's garbage collector, as it comes, with a third threshold of
-1,000, and after `gc.freeze()`.
+Three parts. `notice`: 1,000 polls a second over 5,000 ids; the time from an answer's arrival, when
+aiohttp is given its last byte, to the moment at which the coroutine that awaits it runs. `blocks`:
+100,000 ids that wait, polled as fast as they come due, while another task on the loop asks to be
+woken every millisecond; the longest that it was kept waiting beyond that, against a loop on which
+bare requests are made for as long. `collections`: what of that is Python's garbage collector, as it
+comes, with a third threshold of 1,000, and after `gc.freeze()`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def percentile(values: list[float], share: float) -> float:
 
 
 async def notice(url: str, count: int) -> dict[str, Any]:
-    """Return the milliseconds from an answer to the coroutine that waits for it, for `count` waits that end at the second poll."""
+    """Return the milliseconds from an answer to the coroutine that waits for it, for `count` waits
+    that end at the second poll.
+    """
     arrived: dict[str, float] = {}
     delays: list[float] = []
 
@@ -97,7 +100,9 @@ def _client(url: str) -> TaskClient:
 
 
 async def waiting(url: str, count: int, seconds: float) -> dict[str, Any]:
-    """Return the loop's blocks in milliseconds: `count` ids enter `as_completed`, are polled for `seconds`, and leave."""
+    """Return the loop's blocks in milliseconds: `count` ids enter `as_completed`, are
+    polled for `seconds`, and leave.
+    """
     ids = harness.task_ids(count)
     async with _client(url) as client:
 
@@ -118,10 +123,11 @@ async def uncollected(url: str, count: int, seconds: float) -> dict[str, Any]:
 
 
 async def collections(url: str, count: int, seconds: float, setting: str) -> dict[str, Any]:
-    """Return the milliseconds of all garbage collections, and of the longest, while `count` ids enter and wait for `seconds` more.
+    """Return the milliseconds of all garbage collections, and of the longest, while `count` ids
+    enter and wait for `seconds` more.
 
-    `full` is one of everything that is asked for at the end. The settings are `default`; `threshold`, which puts full collections
-    off; and `freeze`: `gc.freeze()` once all ids wait.
+    `full` is one of everything that is asked for at the end. The settings are `default`;
+    `threshold`, which puts full collections off; and `freeze`: `gc.freeze()` once all ids wait.
     """
     spans: list[float] = []
     begun = 0.0
@@ -156,7 +162,9 @@ async def collections(url: str, count: int, seconds: float, setting: str) -> dic
 
 
 async def gathered(url: str, count: int, seconds: float) -> dict[str, Any]:
-    """Return the same for `count` calls of `wait`, begun 100 at a time as requests come in, and cancelled so."""
+    """Return the same for `count` calls of `wait`, begun 100 at a time as
+    requests come in, and cancelled so.
+    """
     async with _client(url) as client:
 
         async def work() -> None:

@@ -1,4 +1,5 @@
-"""What else asks an HTTP API from Python: httpx, and a client generated from the API document, which is built on it.
+"""What else asks an HTTP API from Python: httpx, and a client generated from the API
+document, which is built on it.
 
 Apart from `baselines`, so that only those who measure it import httpx.
 """
@@ -24,7 +25,9 @@ INSTALL = f"pip install {GENERATOR}"
 
 
 def generate(folder: Path) -> str | None:
-    """Put a client made from the API document into `folder`; give why not, where the generator isn't installed."""
+    """Put a client made from the API document into `folder`; give why not, where
+    the generator isn't installed.
+    """
     # Beside the running interpreter, which need not be on the PATH; or wherever pipx has put it.
     path = str(Path(sys.executable).parent)
     generator = shutil.which(GENERATOR, path=path) or shutil.which(GENERATOR)
@@ -48,7 +51,9 @@ def generate(folder: Path) -> str | None:
 
 
 def httpx_client(url: str) -> httpx.AsyncClient:
-    """Return a client with as many connections as the others have, which it keeps while it is not its turn."""
+    """Return a client with as many connections as the others have, which it
+    keeps while it is not its turn.
+    """
     most = baselines.CONNECTIONS
     limits = httpx.Limits(
         max_connections=most, max_keepalive_connections=most, keepalive_expiry=None
@@ -66,7 +71,9 @@ async def httpx_get(client: httpx.AsyncClient, task_id: str) -> baselines.Task:
 
 
 def generated_client(folder: Path, url: str) -> tuple[Any, Callable[[str], Awaitable[Any]]]:
-    """Return the client that `generate` made, with its defaults, and a function that makes one request with it."""
+    """Return the client that `generate` made, with its defaults, and a function
+    that makes one request with it.
+    """
     sys.path.append(str(folder))
     (operation,) = (folder / _PACKAGE / "api").glob("*/*_get_task_result.py")
     module = importlib.import_module(f"{_PACKAGE}.api.{operation.parent.name}.{operation.stem}")

@@ -29,7 +29,9 @@ def run(
     stdin: Iterable[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Cost:
-    """Run Python with `arguments` on the clients' core, with `stdin` through a pipe, and read what it puts out."""
+    """Run Python with `arguments` on the clients' core, with `stdin` through a
+    pipe, and read what it puts out.
+    """
     with tempfile.TemporaryFile("w+") as complaints:
         process = subprocess.Popen(
             ["taskset", "-c", str(harness.CLIENT_CORE), sys.executable, *arguments],

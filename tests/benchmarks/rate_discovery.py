@@ -1,8 +1,10 @@
-"""How much of a server's rate limit is used, and how many requests it answers 429, where no limit is configured.
+"""How much of a server's rate limit is used, and how many requests it answers 429,
+where no limit is configured.
 
-10,000 ids of tasks that have ended, against a token bucket that answers 429 with `Retry-After: 1`. What the server let through, and what
-not, is the server's own count. The same with plain AIMD in place of the library's finder, and with one that was told the limit: more
-than that one, no client can use on this machine. The three go on at once: they mostly sleep, and so meet the same noise.
+10,000 ids of tasks that have ended, against a token bucket that answers 429 with `Retry-After: 1`.
+What the server let through, and what not, is the server's own count. The same with plain AIMD in
+place of the library's finder, and with one that was told the limit: more than that one, no client
+can use on this machine. The three go on at once: they mostly sleep, and so meet the same noise.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ _SCENES: dict[str, dict[str, Any]] = {
         "refused": 0.02,
     },
 }
-"""The limit, the seconds from the first request after which is counted, and what is to be reached."""
+"""The limit, the seconds from the first request after which is counted, and what is to be reached.
+"""
 
 
 class Told:

@@ -1,9 +1,13 @@
-"""What one request costs: CPU of the client's process, against bare aiohttp and what else one would use.
+"""What one request costs: CPU of the client's process, against bare aiohttp
+and what else one would use.
 
-Four parts; in the first three, all that is compared takes turns in one process, over 100 connections. `get`: one poll by `TaskClient.get`, with orjson
-and without, and a bare request in tenacity. `bulk`: a poll in `as_completed`, and in gathered tenacity loops; of tasks that have ended at the
-first poll, and of tasks that end at the tenth. `httpx`: `TaskClient.get`, httpx, and a client generated from the API document.
-`profile`: in whose code a poll's time goes, as cProfile sees it, for tasks that end at the tenth poll.
+Four parts; in the first three, all that is compared takes turns in one process, over 100
+connections. `get`: one poll by `TaskClient.get`, with orjson and without, and a bare request in
+tenacity. `bulk`: a poll in `as_completed`, and in gathered tenacity loops; of tasks that have ended
+at the first poll, and of tasks that end at the tenth. `httpx`: `TaskClient.get`, httpx, and a
+client generated from the API document.
+`profile`: in whose code a poll's time goes, as cProfile sees it, for
+tasks that end at the tenth poll.
 """
 
 from __future__ import annotations
@@ -29,7 +33,9 @@ import xai_tasks._models
 from xai_tasks import PollPolicy, TaskClient, wait_adaptive
 
 _INTERVAL = 0.005
-"""Seconds between two polls: far less than a round of polls at all ids takes (50 ms at 500 ids), so that requests are always due."""
+"""Seconds between two polls: far less than a round of polls at all ids takes (50 ms at 500 ids), so
+that requests are always due.
+"""
 _HTTPX_SHARE = 10
 """httpx makes one request where the others make this many: it takes tens of times as long."""
 
@@ -136,7 +142,9 @@ async def httpx(url: str, count: int, rounds: int, folder: str | None) -> dict[s
 
 
 async def profile(url: str, count: int, polls: int) -> dict[str, Any]:
-    """Return the share of each package, or of each module of ours, in the time of polls in bulk, in per cent."""
+    """Return the share of each package, or of each module of ours, in the time
+    of polls in bulk, in per cent.
+    """
     ids = harness.task_ids(count // polls)
     profiler = cProfile.Profile(time.process_time)
     async with _client(url) as client:
@@ -170,7 +178,9 @@ def _whose(code: CodeType | str) -> str:
 
 
 def run(options: argparse.Namespace, report: harness.Report) -> None:
-    """Measure each part and fill the report; many short turns, as a machine's speed drifts by the second."""
+    """Measure each part and fill the report; many short turns, as a
+    machine's speed drifts by the second.
+    """
     scale = 10 if options.quick else 1
     more = 1 if options.quick else 10
     if options.only in "get":

@@ -1,7 +1,9 @@
-"""Runs the benchmarks whose figures `docs/performance.md` shows, and writes its tables from what they give.
+"""Runs the benchmarks whose figures `docs/performance.md` shows, and writes
+its tables from what they give.
 
-Each round's figures go to `tests/benchmarks/results/`, a file per benchmark; the page's tables are made from those files and stand
-between `<!-- table: NAME -->` and `<!-- end -->`. The rest of the page is left alone.
+Each round's figures go to `tests/benchmarks/results/`, a file per benchmark; the page's
+tables are made from those files and stand between `<!-- table: NAME -->` and `<!-- end -->`.
+The rest of the page is left alone.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ _PAGE = _HERE.parents[1] / "docs" / "performance.md"
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return what the page shows of one benchmark's results: where and how they were got, the table, notes."""
+    """Return what the page shows of one benchmark's results: where and how
+    they were got, the table, notes.
+    """
     before, after = (load[0] for load in result["load"])
     how = f"`{result['command']}`, {result['date']}, {result['seconds'] / 60:.0f} min"
     machine = f"{result['cores']} cores ({result['processor']}); load before and after: {before:.2f}, {after:.2f}"

@@ -1,7 +1,9 @@
-"""How long it takes to begin: importing the library against importing what it is made of, and `xai-tasks --help`.
+"""How long it takes to begin: importing the library against importing what it is
+made of, and `xai-tasks --help`.
 
-`import`: the CPU of the import statement alone, in a fresh interpreter each time. `help`: the CPU of the whole process, against one that
-imports click, rich's console and aiohttp and does nothing, and once more with the bare interpreter's start taken off both.
+`import`: the CPU of the import statement alone, in a fresh interpreter each time. `help`: the CPU
+of the whole process, against one that imports click, rich's console and aiohttp and does nothing,
+and once more with the bare interpreter's start taken off both.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import processes
 
 _IMPORT = "import time; begun = time.process_time(); import {}; print(time.process_time() - begun)"
 _ROUNDS = 5
-"""Processes started per round asked for: each takes a fraction of a second, and their times scatter."""
+"""Processes started per round asked for: each takes a fraction of a
+second, and their times scatter.
+"""
 
 
 def run(options: argparse.Namespace, report: harness.Report) -> None:

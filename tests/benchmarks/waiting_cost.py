@@ -1,7 +1,9 @@
-"""What a wait costs before and while it waits: set-up time and memory, one call of `wait` each or all in bulk.
+"""What a wait costs before and while it waits: set-up time and memory, one call
+of `wait` each or all in bulk.
 
-100,000 ids, each polled once, none ended. `gather`: a call of `wait` for each under `asyncio.gather`, task and coroutine included. `bulk`:
-`as_completed`. The set-up is the CPU until the last id is in rotation, before its first poll; memory is RSS beside the ids themselves.
+100,000 ids, each polled once, none ended. `gather`: a call of `wait` for each under
+`asyncio.gather`, task and coroutine included. `bulk`: `as_completed`. The set-up is the CPU until
+the last id is in rotation, before its first poll; memory is RSS beside the ids themselves.
 """
 
 from __future__ import annotations

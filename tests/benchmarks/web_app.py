@@ -1,4 +1,6 @@
-"""The app that `web_load.py` puts under load: long polls over one client, beside an endpoint that does nothing."""
+"""The app that `web_load.py` puts under load: long polls over one client, beside
+an endpoint that does nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from xai_tasks import PollPolicy, TaskClient
 INTERVAL = 1.0
 """Seconds between two polls of an id."""
 KEEPALIVE = 2.0
-"""Seconds that a connection to the API may rest: short, so that soon none is left which no wait needs."""
+"""Seconds that a connection to the API may rest: short, so that soon none
+is left which no wait needs.
+"""
 
 
 class App:

@@ -1,9 +1,11 @@
-"""Long polls in one worker process: what 2,000 of them over 50 ids ask of the API, and what they do to the rest of the app.
+"""Long polls in one worker process: what 2,000 of them over 50 ids ask of the API, and what
+they do to the rest of the app.
 
-Two parts. `polls`: the API's requests for 2,000 long polls against those for 50, one an id, and the time that another endpoint takes
-while they wait against an app that is idle. `hang-ups`: of 2,000 that wait, 500 hang up at once, and later all others; how long until
-the app has nothing left of them: no wait, no task, no socket. The app (`web_app.py`) is a process alone on the clients' core; its browsers
-share the other one with the API.
+Two parts. `polls`: the API's requests for 2,000 long polls against those for 50, one an id, and the
+time that another endpoint takes while they wait against an app that is idle. `hang-ups`: of 2,000
+that wait, 500 hang up at once, and later all others; how long until the app has nothing left of
+them: no wait, no task, no socket. The app (`web_app.py`) is a process alone on the clients' core;
+its browsers share the other one with the API.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ import web_app
 _IDS = 50
 _LOOKS = 14
 _WINDOW = 6.0
-"""Seconds in which the other endpoint is timed; the waits last longer by what it takes 2,000 to arrive."""
+"""Seconds in which the other endpoint is timed; the waits last longer by
+what it takes 2,000 to arrive.
+"""
 _SPACING = 0.004
 """Seconds between two requests to it: 1,500 in all."""
 _PATIENCE = 30.0
@@ -154,7 +158,9 @@ async def polls(url: str, count: int) -> dict[str, Any]:
 
 
 async def hang_ups(url: str, count: int, quitters: int) -> dict[str, Any]:
-    """Return the seconds until nothing is left of `quitters` of `count` long polls, and then of all others."""
+    """Return the seconds until nothing is left of `quitters` of `count` long
+    polls, and then of all others.
+    """
     async with _app(url) as app:
         before = await app.state()
         browsers = await app.long_polls(count)

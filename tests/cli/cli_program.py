@@ -93,7 +93,9 @@ def eventually(holds, seconds=30.0):
 
 
 def run_here(monkeypatch, capfd, url, args):
-    """Run the program in this process, for what it refuses before it begins: much quicker than a process for each."""
+    """Run the program in this process, for what it refuses before it begins: much
+    quicker than a process for each.
+    """
     monkeypatch.setattr("sys.argv", ["xai-tasks", *args])
     monkeypatch.setenv("MOUNTSEA_API_KEY", KEY)
     monkeypatch.setenv("MOUNTSEA_BASE_URL", url)

@@ -82,7 +82,8 @@ def test_of_a_line_too_long_nothing_is_kept_and_the_next_is_whole(monkeypatch):
 
 
 def test_digest_is_the_same_on_every_machine():
-    # Shards of one input run on several machines and versions. The figures are coreutils': printf task-1 | b2sum -l 64
+    # Shards of one input run on several machines and versions. The figures are coreutils':
+    # printf task-1 | b2sum -l 64
     assert digest("task-1") == 0xEC89A3210DA9C383
     assert digest("编号-1") == 0x80FA63DC6D03B6BF
 

@@ -44,7 +44,8 @@ class Terminal:
 
 @pytest.fixture
 def terminal():
-    # Ask for it before `program`: it can be closed only after the process that writes to it has ended.
+    # Ask for it before `program`: it can be closed only after the process
+    # that writes to it has ended.
     terminal = Terminal()
     yield terminal
     terminal.close()

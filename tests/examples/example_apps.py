@@ -49,7 +49,9 @@ def load(name):
 
 @contextlib.asynccontextmanager
 async def serving(name, port=0, max_outage=300.0):
-    """Serve an example, its client's base URL and key from the environment; polls are frequent, a look is tried once."""
+    """Serve an example, its client's base URL and key from the environment; polls are
+    frequent, a look is tried once.
+    """
     module = load(name)
     app = App(name, module, None)
 
@@ -104,7 +106,9 @@ async def _uvicorn(module, port):
 
 
 async def read_events(response):
-    """Yield the events of a stream, as pairs of name and data; a comment is a pair of None and its text."""
+    """Yield the events of a stream, as pairs of name and data; a comment is
+    a pair of None and its text.
+    """
     name, data = None, None
     async for line in response.content:
         field, _, value = line.decode().rstrip("\r\n").partition(": ")

@@ -343,7 +343,8 @@ async def test_a_hundred_clients_that_hang_up_at_once_leave_nothing(server, app,
         stream.close()
 
     await until(lambda: app.client.stats.waiting == 0 and app.client.stats.in_flight == 0)
-    # The TaskServer, in this loop too, has a task for each of the ten or so connections that the client keeps.
+    # The TaskServer, in this loop too, has a task for each of the ten or so
+    # connections that the client keeps.
     await until(lambda: len(asyncio.all_tasks()) < tasks + 40)
 
 

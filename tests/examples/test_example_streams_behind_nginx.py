@@ -1,4 +1,6 @@
-"""The streams of the example apps through nginx as it comes: it buffers, and cuts silent lines, here after a second."""
+"""The streams of the example apps through nginx as it comes: it buffers, and cuts
+silent lines, here after a second.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,8 @@ async def browser(app):
         (path / "tmp").mkdir()
         (path / "tmp").chmod(0o777)
         (path / "nginx.conf").write_text(CONFIG % {"port": port, "app": app.url})
-        # Starting and stopping block this loop for some tens of milliseconds: nobody asks anything meanwhile.
+        # Starting and stopping block this loop for some tens of milliseconds:
+        # nobody asks anything meanwhile.
         with running([nginx, "-p", f"{path}/", "-c", "nginx.conf", "-e", "stderr"], path, port):
             async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
                 yield session

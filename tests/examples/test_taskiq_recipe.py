@@ -1,4 +1,6 @@
-"""docs/examples/taskiq_app.py: waits that survive their process, on a Redis and with workers of their own."""
+"""docs/examples/taskiq_app.py: waits that survive their process, on a Redis
+and with workers of their own.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ async def recipe(environment, monkeypatch):
 
 @pytest.fixture
 def start_worker(environment, tmp_path):
-    """Give a function that starts a worker: a process that minds another, so they are killed as a group."""
+    """Give a function that starts a worker: a process that minds another,
+    so they are killed as a group.
+    """
     started = []
 
     def start():

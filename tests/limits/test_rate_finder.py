@@ -24,7 +24,9 @@ def accept(finder, start, end, rate):
 
 
 def after_burst(accepted, *, pause=1.0, later=0):
-    """A finder that has had `accepted` answers at once, then a 429 and its pause, and `later` answers in the pause."""
+    """A finder that has had `accepted` answers at once, then a 429 and its pause, and
+    `later` answers in the pause.
+    """
     finder = RateFinder()
     for _ in range(accepted):
         finder.accepted(100.0)
@@ -308,7 +310,8 @@ class TestSlowServers:
         assert run.rejected_share(10, 60) < 0.03
 
 
-# Seconds of the run, what is to be used of the limit, and how many 429s are too many, both from some time on.
+# Seconds of the run, what is to be used of the limit, and how many 429s are too
+# many, both from some time on.
 BUCKETS = {
     "burst 200": (200, 200, 200, 10, 50),
     "burst 10": (200, 200, 10, 10, 50),

@@ -59,7 +59,9 @@ class Parts:
 
 
 def make(*faults, key="test-key", latency=0.0, rate_limit=math.inf, max_concurrency=1000, **policy):
-    """Put the parts together over a server whose first answers are `faults` and whose others are good."""
+    """Put the parts together over a server whose first answers are
+    `faults` and whose others are good.
+    """
     transport = FakeTransport(latency)
     transport.default = "pending"
     transport.fault(None, *faults)
@@ -504,7 +506,9 @@ class TestBudget:
 
 
 class Key:
-    """A source of keys that counts its calls; `good` is the number of the first key that the server takes."""
+    """A source of keys that counts its calls; `good` is the number of the
+    first key that the server takes.
+    """
 
     def __init__(self, transport=None, good=1, seconds=0.0):
         self.calls = 0

@@ -1,4 +1,6 @@
-"""The server is gone, for a while or for good; or it is in such a state that every fifth answer is none."""
+"""The server is gone, for a while or for good; or it is in such a state
+that every fifth answer is none.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,8 @@ async def minute(server):
 
 
 async def test_a_minute_of_503s_with_ten_thousand_ids_in_rotation(minute):
-    # While it lasts, the server sees what was in flight, what took the places of the first to fail, and the probes.
+    # While it lasts, the server sees what was in flight, what took the places of the
+    # first to fail, and the probes.
     outage = minute.times(minute.gone, minute.back)
     assert len(outage) <= CONCURRENCY + (UNTIL_OUTAGE - 1) + 8
     probes = minute.times(minute.settled, minute.back)
@@ -116,8 +119,8 @@ async def test_a_minute_of_503s_with_ten_thousand_ids_in_rotation(minute):
     assert len(minute.requests) <= 2 * Minute.IDS + len(outage)
     assert minute.done - minute.back <= LONGEST_DISTANCE + 3 * Minute.IDS * LATENCY / CONCURRENCY
 
-    # Nobody storms the server that has just come back: from one on, a round trip doubles what is in flight at most,
-    # and time adds one each 0.05 s.
+    # Nobody storms the server that has just come back: from one on, a round trip doubles what is in
+    # flight at most, and time adds one each 0.05 s.
     first = minute.times(minute.back, minute.done)[0]
     for trips in range(5):
         until = first + (trips + 1) * LATENCY
@@ -190,7 +193,9 @@ class _Book(aiohttp.abc.AbstractResolver):
 
 
 class Gone:
-    """A server that can't be reached: `server` stands where it would be, `url` is what the client is given."""
+    """A server that can't be reached: `server` stands where it would be, `url`
+    is what the client is given.
+    """
 
     error = APIConnectionError
 
@@ -236,7 +241,9 @@ class WrongHost(Gone):
 
 
 class DroppedPackets(Gone):
-    """A firewall swallows each SYN; here it is the kernel, which does so while a socket's backlog is full."""
+    """A firewall swallows each SYN; here it is the kernel, which does so
+    while a socket's backlog is full.
+    """
 
     error = APITimeoutError
 

@@ -600,7 +600,8 @@ class TestWaitStrategies:
             with pytest.raises(WaitTimeoutError):
                 await client.wait("late", poll=PollPolicy(wait=wait), timeout=5)
 
-        # Answers came after 0.1, 2.2 and 4.3 s; of a task that had ended at its first look nothing is known.
+        # Answers came after 0.1, 2.2 and 4.3 s; of a task that had ended at its
+        # first look nothing is known.
         assert told == [("ended", 0, 0), ("runs", 4.3, 2.1)] * 3
 
 

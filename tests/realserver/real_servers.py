@@ -1,4 +1,6 @@
-"""Starts and stops programs that serve on loopback: each in a folder of its own, ready when its port answers."""
+"""Starts and stops programs that serve on loopback: each in a folder of its own,
+ready when its port answers.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def find_nginx():
 
 
 def find_node_module(script):
-    """Give a command that runs a script of the packages in package.json, installed if need be; skip without npm."""
+    """Give a command that runs a script of the packages in package.json, installed
+    if need be; skip without npm.
+    """
     if shutil.which("npm") is None:
         pytest.skip("npm is missing, and with it Prism and mountebank")
     program = MODULES / ".bin" / script

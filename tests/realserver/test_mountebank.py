@@ -1,4 +1,6 @@
-"""mountebank: answers in sequence, with resets, 429s and random bytes among them, from an HTTP stack in Node."""
+"""mountebank: answers in sequence, with resets, 429s and random bytes among
+them, from an HTTP stack in Node.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,8 @@ async def test_wait_outlives_whatever_comes_between(url):
     ) as client:
         task = await client.wait("whole-story", timeout=30)
         assert client.stats.rate_limited == 1
-        # aiohttp itself sends a GET again after a reset, so mountebank has seen more than these attempts.
+        # aiohttp itself sends a GET again after a reset, so mountebank has
+        # seen more than these attempts.
         assert 7 <= client.stats.requests <= 10
 
     assert task.result == {"by": "mountebank"}

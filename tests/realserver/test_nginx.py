@@ -1,4 +1,6 @@
-"""nginx, as a gateway between the client and a TaskServer: TLS, a rate limit, short keep-alive, gzip, 502 and 504."""
+"""nginx, as a gateway between the client and a TaskServer: TLS, a rate limit, short
+keep-alive, gzip, 502 and 504.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ class Gateway:
         self._program.signal(signal.SIGHUP)
 
     def seen(self):
-        """Give a line per request: status, TLS version, content encoding, place on its connection, worker."""
+        """Give a line per request: status, TLS version, content encoding,
+        place on its connection, worker.
+        """
         return [line.split() for line in (self._path / "access.log").read_text().splitlines()]
 
     @contextlib.asynccontextmanager

@@ -1,4 +1,6 @@
-"""Prism, which mocks the API from its own description: with the answers of the description, and with random ones."""
+"""Prism, which mocks the API from its own description: with the answers of the
+description, and with random ones.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How users type things. Nobody runs this: mypy and pyright read it, and fail where a type has changed."""
+"""How users type things. Nobody runs this: mypy and pyright read it, and
+fail where a type has changed.
+"""
 
 from __future__ import annotations
 
