@@ -45,6 +45,22 @@ def test_a_star_import_gives_all_of_it():
     assert set(xai_tasks.__all__) <= set(namespace)
 
 
+@pytest.mark.slow
+def test_names_are_imported_when_they_are_used():
+    loaded = in_a_fresh_interpreter(
+        "import sys, json, xai_tasks; assert 'TaskClient' in dir(xai_tasks)\n"
+        "print(json.dumps([name for name in sys.modules if name.startswith(('xai_tasks', 'aiohttp'))]))"
+    )
+    assert sorted(loaded) == ["xai_tasks", "xai_tasks._version"]
+
+
+def test_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'xai_tasks' has no attribute 'TaskClinet'"):
+        xai_tasks.TaskClinet  # noqa: B018
+    with pytest.raises(ImportError):
+        exec("from xai_tasks import TaskClinet")
+
+
 def members(cls):
     """Give what a class adds to the interface: its own public methods and properties."""
     for name, value in vars(cls).items():
@@ -104,14 +120,14 @@ def distributions_imported_by(statement):
 def test_importing_brings_in_nothing_but_the_three_dependencies_and_theirs():
     theirs = distributions_imported_by("import aiohttp, attrs, tenacity")
 
-    ours = distributions_imported_by("import xai_tasks") - theirs
+    ours = distributions_imported_by("from xai_tasks import *") - theirs
     assert ours - {"orjson"} == {"xai_tasks"}  # orjson where the extra `speed` is installed
 
 
 @pytest.mark.slow
 def test_importing_brings_in_neither_a_server_nor_a_test_kit_nor_the_command_line():
     loaded = in_a_fresh_interpreter(
-        "import sys, json, xai_tasks; print(json.dumps(sorted(sys.modules)))"
+        "import sys, json; from xai_tasks import *; print(json.dumps(sorted(sys.modules)))"
     )
 
     assert "xai_tasks._client" in loaded
@@ -147,7 +163,7 @@ def state():
 before = state()
 os.environ, kept = Watched(os.environ), os.environ
 os.getenv = os.environ.get
-import xai_tasks
+from xai_tasks import *
 os.environ = kept
 print(json.dumps([before, state()]))
 """,
