@@ -34,7 +34,7 @@ RETIRED = {
     r"\bsweepers?\b|\bpatien(?:ce|t)\b": "outage timer, outage deadline",
     r"\bunseen\b": "never polled",
     r"\bstrange\b|\bodd\b(?! number)": "unknown",
-    r"\b_?Signature\b": "request template",
+    r"\b_Signature\b": "request template",
     r"class (?:Gate|Account|Held)\b|\bspell\(": "request checks, tally, completed ids, format_duration",
     r"\b_deadlines\b": "request timeout",
     r"\bdoubts?\b|\bnews\b|\bmasses\b": "uncertainty, new_observations, pmf",

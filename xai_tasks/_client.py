@@ -395,7 +395,7 @@ class TaskClient:
     def watch(
         self, task_id: str, *, timeout: Timeout = FROM_POLICY, poll: PollPolicy | None = None
     ) -> Watch:
-        """Iterate over the changes of a task: the first look, each change of status, and last the ended task.
+        """Iterate over the changes of a task: the first answer, each change of status, and last the ended task.
 
         Leaving the loop early gives the wait up. Changes that come while the loop's body runs are kept.
 
