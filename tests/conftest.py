@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -58,11 +58,15 @@ def asyncio_complaints():
 
 
 _processes = []
-sys.addaudithook(
-    lambda event, args: (
-        event == "subprocess.Popen" and _processes.append(args[1])
-    )  # pragma: no branch
-)
+_popen = subprocess.Popen.__init__
+
+
+def _counting_popen(self, args, *rest, **options):
+    _processes.append(args)
+    _popen(self, args, *rest, **options)
+
+
+subprocess.Popen.__init__ = _counting_popen  # asyncio's processes come by here too
 
 
 @pytest.fixture(autouse=True)

@@ -68,6 +68,7 @@ def test_dict_of_a_model_is_its_to_dict(model):
     assert dict(model) == model.to_dict() == json.loads(json.dumps(model.to_dict()))
 
 
+@pytest.mark.slow
 def test_pydantic_is_not_imported():
     code = "import sys, xai_tasks; print('pydantic' in sys.modules, 'pydantic_core' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
