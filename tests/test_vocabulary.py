@@ -43,7 +43,7 @@ RETIRED = {
     r"\bdearer\b|\bcheaper than bare\b": "costs more",
     r"\b(?:whoever|whatsoever|anew|seldom|lest|oftener|nobody else's)\b": "plain English",
     r"\bon end\b(?! of)|\botherwise than\b|\bas it happens\b|\bof its own accord\b": "plain English",
-    r"\bis no (?:string|list|number|task|id|success)\b": "is not a ...",
+    r"(?<![Tt]here )\bis no (?:string|list|number|task|id|success)\b": "is not a ...",
     r'"""(?:Give|Say|Tell|Have|Hear|Note|Let)\b': "an imperative: Return, Raise, Wait, Build, ...",
 }
 
@@ -78,7 +78,14 @@ def test_retired_word_is_found(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["look it up", "`on_end`", "AsyncRetrying(wait=...)", "an odd number", '"""Return it."""'],
+    [
+        "look it up",
+        "`on_end`",
+        "AsyncRetrying(wait=...)",
+        "an odd number",
+        '"""Return it."""',
+        "there is no task",
+    ],
 )
 def test_other_words_are_left_alone(text):
     assert retired(text) == []

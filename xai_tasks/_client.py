@@ -66,7 +66,7 @@ class _Waiter(Subscriber):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float | None) -> None:
         super().__init__(loop.time(), timeout)
-        # Errors are a result here: as an exception, one that nobody comes to fetch would be complained of.
+        # An error is a result here: asyncio would log an exception that nobody retrieves.
         self.future: asyncio.Future[TaskResult | Exception] = loop.create_future()
 
     def on_end(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
@@ -77,33 +77,35 @@ class _Waiter(Subscriber):
 class TaskClient:
     """Asks the API for tasks and waits for them to end.
 
-    Use it as ``async with TaskClient() as client:`` or call `close()` when done. One client serves a whole application: all
-    its waits share one queue, one connection pool, one rate limit. It may be built anywhere, and from its first use on belongs
-    to the event loop of that use.
+    Use it as ``async with TaskClient() as client:`` or call `close()` when done. One client serves
+    a whole application: all its waits share one queue, one connection pool and one rate limit. It
+    may be built anywhere. From its first use on it belongs to the event loop of that use.
 
     Args:
-        api_key: the key, or a function, plain or async, that gives it. A function is called when the key is first needed
-            and again after each 401. None: ``$MOUNTSEA_API_KEY``.
-        base_url: where the API is; a path in it is kept. None: ``$MOUNTSEA_BASE_URL``, else ``https://api.mountsea.ai``.
+        api_key: the key, or a function, plain or async, that returns it. A function is called when
+            the key is first needed, and again after each 401. None: ``$MOUNTSEA_API_KEY``.
+        base_url: the URL of the API; a path in it is kept. None: ``$MOUNTSEA_BASE_URL``, else
+            ``https://api.mountsea.ai``.
         session: an aiohttp session to use instead of one of the client's own; it is never closed.
-            Where it opens fewer connections than `max_concurrency`, that is lowered to their number.
+            If it opens fewer connections than `max_concurrency`, that is lowered to their number.
         proxy: the URL of an HTTP proxy for the client's own session, such as
             ``http://user:password@host:3128``. https requests go through it by CONNECT.
-        trust_env: whether to take the proxy from ``HTTPS_PROXY``, ``HTTP_PROXY`` and ``NO_PROXY``, if
+        trust_env: whether to read the proxy from ``HTTPS_PROXY``, ``HTTP_PROXY``, ``NO_PROXY``, if
             `proxy` is None. A login is never taken from a netrc file.
-        request_timeout: seconds, more than 0, for one HTTP request, from connecting to the last byte. Waiting for a turn
-            under `max_concurrency`, the rate or a pause does not count.
+        request_timeout: seconds, more than 0, for one HTTP request, from connecting to the last
+            byte. Waiting for `max_concurrency`, the rate or a pause does not count.
         retry: how a request is retried; None: ``RetryPolicy()``.
-        poll: how tasks are polled; None: a ``PollPolicy()`` of the client's own, so that what it learns is its own.
-        max_concurrency: requests in flight at most, 1 or more.
-        rate_limit: requests per second at most, more than 0, with bursts of up to one second's worth. None: no limit
-            until the server answers 429; then its limit is found out.
+        poll: how tasks are polled; None: a ``PollPolicy()`` of the client's own, so that what it
+            learns is its own.
+        max_concurrency: the most requests in flight, 1 or more.
+        rate_limit: the most requests per second, more than 0, with bursts of up to one second's
+            worth. None: no limit until the server answers 429; then its limit is learned.
         submit_retry_statuses: HTTP statuses, 400 to 599, with which the server surely has not
             accepted a submission, so that it may be made again. Add 503 if nginx's `limit_req`
-            stands in front of the API.
-        max_response_bytes: the largest body taken, in bytes after decompression, 1 or more.
-        max_download_bytes: the largest file that `download` takes, in bytes, 1 or more.
-        allow_insecure_http: whether the key may be sent over plain http to another host than this one.
+            is in front of the API.
+        max_response_bytes: the largest body accepted, in bytes after decompression, 1 or more.
+        max_download_bytes: the largest file that `download` saves, in bytes, 1 or more.
+        allow_insecure_http: whether the key may be sent over plain http to other hosts than this.
         user_agent: put in front of the library's own ``User-Agent``.
 
     Raises:
@@ -231,7 +233,8 @@ class TaskClient:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a TaskClient can't be pickled: it holds a key and connections; make one where it is needed"
+            "a TaskClient can't be pickled: it holds a key and connections; "
+            "make one where it is needed"
         )
 
     async def __aenter__(self) -> Self:
@@ -307,7 +310,7 @@ class TaskClient:
             timeout: seconds from now, 0 or more; None: no limit. Default: the policy's. A request
                 that has been sent is never cut: its answer is awaited, so that its id is not lost.
             poll: another policy than the client's.
-            check: whether a task that ended otherwise than completed is raised as an error.
+            check: whether to raise an error if the task ended without completing.
 
         Returns:
             the ended task.
@@ -347,24 +350,24 @@ class TaskClient:
     ) -> TaskResult:
         """Poll a task until it has ended.
 
-        Waits for the same id under the same policy share one poll loop. Cancelling this wait, or its running out of
-        time, cancels nothing on the server.
+        Waits for the same id under the same policy share one poll loop. The task continues on the
+        server if this wait is cancelled or times out.
 
         Args:
             task_id: the id that the job's submission returned.
             timeout: seconds from now, 0 or more; None: no limit. Default: the policy's.
             poll: another policy than the client's.
-            check: whether a task that ended otherwise than completed is raised as an error.
+            check: whether to raise an error if the task ended without completing.
 
         Returns:
             the ended task.
 
         Raises:
-            TaskError: the task ended otherwise than completed, and `check` is set.
+            TaskError: the task ended without completing, and `check` is set.
             WaitTimeoutError: time ran out.
-            APIError: the server refused, or polls failed for `PollPolicy.max_outage` on end.
+            APIError: the server refused, or all polls failed for `PollPolicy.max_outage`.
             InvalidTaskIdError: the id is empty.
-            ClientClosedError: the client is closed, or was closed meanwhile.
+            ClientClosedError: the client is closed, or was closed during the call.
 
         """
         check_task_id(task_id)
@@ -374,7 +377,7 @@ class TaskClient:
         try:
             answer = await waiter.future
         except asyncio.CancelledError:
-            # A wait that had no time at all has no entry, and nothing to wait for here.
+            # A wait whose timeout was 0 has no entry, and its future is already done.
             self._poller.leave(cast("Entry", entry), waiter)
             raise
         error = (
@@ -395,18 +398,20 @@ class TaskClient:
     def watch(
         self, task_id: str, *, timeout: Timeout = FROM_POLICY, poll: PollPolicy | None = None
     ) -> Watch:
-        """Iterate over the changes of a task: the first answer, each change of status, and last the ended task.
+        """Iterate over the changes of a task.
 
-        Leaving the loop early gives the wait up. Changes that come while the loop's body runs are kept.
+        The first item is the first answer, then comes each change of status, and last the ended
+        task. Leaving the loop early ends the wait. Changes during the loop's body are kept.
 
         Args:
             task_id: the id that the job's submission returned.
-            timeout: seconds from the first iteration, 0 or more; None: no limit. Default: the policy's.
+            timeout: seconds from the first iteration, 0 or more; None: no limit. Default: the
+                policy's.
             poll: another policy than the client's.
 
         Returns:
-            an async iterator of `TaskResult`; also an async context manager, with `aclose()`. It raises what
-            `wait` raises, but no `TaskError`.
+            an async iterator of `TaskResult`; also an async context manager, with `aclose()`. It
+            raises what `wait` raises, but no `TaskError`.
 
         Raises:
             InvalidTaskIdError: the id is empty.
@@ -449,23 +454,24 @@ class TaskClient:
         check: bool = True,
         return_exceptions: bool = False,
     ) -> list[TaskResult] | list[TaskResult | XaiTasksError]:
-        """Wait for many tasks; each ends as `wait` would end it.
+        """Wait for many tasks, and return them in the order of their ids.
 
         Args:
-            task_ids: the ids; all are read, and checked, before the first request.
-            timeout: seconds from now for each wait, 0 or more; None: no limit. Default: the policy's.
+            task_ids: the ids; all are read and checked before the first request.
+            timeout: seconds from now for each wait, 0 or more; None: no limit. Default: the
+                policy's.
             poll: another policy than the client's.
-            check: whether a task that ended otherwise than completed counts as an error.
-            return_exceptions: whether errors stand in the list, instead of the first one being raised and the other
-                waits being given up.
+            check: whether a task that ended without completing counts as an error.
+            return_exceptions: whether errors are put into the list. Otherwise the first one is
+                raised, and the other waits end.
 
         Returns:
             the ended tasks, in the order of `task_ids`.
 
         Raises:
             XaiTasksError: what `wait` raises, unless `return_exceptions` is set.
-            InvalidTaskIdError: an id is empty, or no string.
-            TypeError: `task_ids` is no iterable, or is a single string.
+            InvalidTaskIdError: an id is empty, or is not a string.
+            TypeError: `task_ids` is not an iterable, or is a single string.
 
         """
         self._check_ids(task_ids)
@@ -496,20 +502,22 @@ class TaskClient:
         poll: PollPolicy | None = None,
         max_pending: int = 10_000,
     ) -> OutcomeStream:
-        """Wait for any number of tasks and give each one's outcome as it ends.
+        """Wait for any number of tasks, and yield each one's outcome as it ends.
 
         Args:
-            task_ids: the ids, from any iterable or async iterable, also one that never ends; pulled as there is room.
-            timeout: seconds for each wait, from when its id is pulled, 0 or more; None: no limit. Default: the policy's.
+            task_ids: the ids, from any iterable or async iterable, also one that never ends. They
+                are pulled as there is room.
+            timeout: seconds for each wait, from when its id is pulled, 0 or more; None: no limit.
+                Default: the policy's.
             poll: another policy than the client's.
-            max_pending: ids in rotation at most, 1 or more, outcomes not yet taken among them.
+            max_pending: the most ids in rotation, 1 or more, outcomes not yet taken included.
 
         Returns:
             a stream of `Outcome`; each id pulled comes out of it once.
 
         Raises:
             ValueError: `max_pending` or `timeout` is out of range.
-            TypeError: `task_ids` is no iterable, or is a single string.
+            TypeError: `task_ids` is not an iterable, or is a single string.
             ClientClosedError: the client is closed.
 
         """
@@ -539,7 +547,7 @@ class TaskClient:
             OSError: the disk is full, or the directory can't be written.
             TypeError: `task` is not a `TaskResult`, or `directory` not a path.
             InvalidTaskIdError: the task's id is empty.
-            ClientClosedError: the client is closed, or was closed meanwhile.
+            ClientClosedError: the client is closed, or was closed during the call.
 
         """
         if not isinstance(task, TaskResult):
@@ -559,7 +567,7 @@ class TaskClient:
 
     @property
     def stats(self) -> ClientStats:
-        """What the client has done so far; a snapshot."""
+        """What the client has done so far: a snapshot."""
         counters = self._counters
         return ClientStats(
             requests=counters.requests,
@@ -576,7 +584,9 @@ class TaskClient:
         return self._closed
 
     async def close(self) -> None:
-        """End every open wait with `ClientClosedError`, and close the session unless it is borrowed. Twice is fine.
+        """End every open wait with `ClientClosedError`, and close the client's own session.
+
+        A borrowed session stays open. Closing twice is fine.
 
         Raises:
             RuntimeError: the client belongs to another event loop.
@@ -600,7 +610,7 @@ class TaskClient:
         self._throttle.sign_of_life(asyncio.get_running_loop().time())
 
     def _bind(self) -> asyncio.AbstractEventLoop:
-        """Belong to the running loop from the first use on."""
+        """Bind the client to the running loop, on its first use."""
         self._check_open()
         loop = self._check_loop()
         if self._loop is None:
@@ -616,8 +626,8 @@ class TaskClient:
         loop = asyncio.get_running_loop()
         if self._loop is not None and self._loop is not loop:
             raise RuntimeError(
-                "this TaskClient belongs to the event loop of its first use, and this is another one: make a client "
-                "for each loop (for each asyncio.run)"
+                "this TaskClient belongs to the event loop of its first use, and this is another one: "
+                "make a client for each loop (for each asyncio.run)"
             )
         return loop
 

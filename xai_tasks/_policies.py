@@ -1,4 +1,4 @@
-"""What a user may decide about retrying and polling, said in tenacity's own strategies."""
+"""The policies of retrying and polling, made of tenacity's own strategies."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from xai_tasks._learning.adaptive import wait_adaptive
 WaitStrategy = Callable[[RetryCallState], float]
 """A tenacity wait strategy: seconds to sleep, from the state of the attempts so far."""
 StopStrategy = Callable[[RetryCallState], bool]
-"""A tenacity stop strategy: whether to give up, from the state of the attempts so far."""
+"""A tenacity stop strategy: whether to stop, from the state of the attempts so far."""
 
 
 def check_seconds(
     name: str, value: object, *, optional: bool = False, positive: bool = False
 ) -> None:
-    """Check that the argument called `name` is a number of seconds, 0 or more (with `positive`: more than 0).
+    """Check that the argument `name` is a number of seconds: 0 or more; if `positive`, more than 0.
 
     Raises:
-        TypeError: it is no number (with `optional`, None passes).
+        TypeError: it is not a number. With `optional`, None is allowed.
         ValueError: it is negative, NaN or infinite, or 0 where it must be positive.
 
     """
@@ -45,7 +45,7 @@ def check_count(name: str, value: object, minimum: int) -> None:
     """Check that the argument called `name` is a whole number of at least `minimum`.
 
     Raises:
-        TypeError: it is no int.
+        TypeError: it is not an int.
         ValueError: it is less than `minimum`.
 
     """
@@ -70,7 +70,8 @@ def _count(instance: object, attribute: Attribute[Any], value: object) -> None:
 def _strategy(instance: object, attribute: Attribute[Any], value: object) -> None:
     if isinstance(value, type):
         raise TypeError(
-            f"{attribute.name} must be a tenacity strategy, not a class of them: call {value.__name__}"
+            f"{attribute.name} must be a tenacity strategy, not a class of them: "
+            f"call {value.__name__}"
         )
     if not callable(value):
         raise TypeError(f"{attribute.name} must be a tenacity strategy, not {type(value).__name__}")
@@ -98,34 +99,41 @@ def _statuses(value: Iterable[int]) -> frozenset[int]:
 
 @frozen
 class RetryPolicy:
-    """How one request is retried. Two policies are equal only if they hold the very same strategy objects."""
+    """How one request is retried.
+
+    Two policies are equal only if they hold the very same strategy objects.
+    """
 
     stop: StopStrategy = field(factory=lambda: stop_after_attempt(4), eq=id, validator=_strategy)
-    """When to give a request up; any tenacity stop strategy."""
+    """When to stop retrying a request: any tenacity stop strategy."""
     wait: WaitStrategy = field(
         factory=lambda: wait_random_exponential(multiplier=0.5, max=8), eq=id, validator=_strategy
     )
-    """Seconds between attempts where the server names none; any tenacity wait strategy. The default is full
-    jitter: uniform from 0 to a bound that starts at 0.5 s and doubles up to 8 s."""
+    """Seconds between attempts if the server names none: any tenacity wait strategy. The default is
+    backoff with full jitter: random from 0 to a bound that starts at 0.5 s and doubles up to 8 s."""
     statuses: frozenset[int] = field(
         default=frozenset({408, 429, 500, 502, 503, 504}), converter=_statuses
     )
-    """The HTTP statuses that are retried. Connection faults, timeouts and malformed answers always are."""
+    """The HTTP statuses that are retried. Connection errors, timeouts and malformed answers always
+    are."""
     max_retry_after: float = field(default=60.0, validator=_seconds)
-    """Seconds: a `Retry-After` longer than this fails the request instead; a pause is never longer."""
+    """Seconds: a longer `Retry-After` fails the request instead, and a pause is never longer."""
     budget: int = field(default=500, validator=_count)
-    """Tokens that all retries of a client share: a retry takes 5, each success gives 1 back up to this number.
-    While fewer than 5 are left, no request is retried. 500 tokens are botocore's and the AWS SDKs' quota."""
+    """Tokens that all retries of a client share. A retry takes 5, and each success returns 1, up to
+    this number. With fewer than 5 left, no request is retried. 500 is the quota of botocore."""
 
 
 @frozen
 class PollPolicy:
-    """How a task is polled until it ends. Waits share a poll loop if their id and their policy are equal."""
+    """How a task is polled until it ends.
+
+    Waits share a poll loop if their id and their policy are equal.
+    """
 
     wait: WaitStrategy = field(factory=wait_adaptive, eq=id, validator=_strategy)
     """Seconds from one poll to the next; any tenacity wait strategy."""
     timeout: float | None = field(default=600.0, validator=_seconds_or_none)
     """Seconds that a wait may take where the call names none; None: no limit."""
     max_outage: float | None = field(default=300.0, validator=_seconds_or_none)
-    """Seconds on end for which polls may fail with transient errors before a wait ends with the last of them;
-    0: at the first failed poll, None: no limit."""
+    """Seconds for which all polls may fail with transient errors before a wait ends with the last
+    one; 0: at the first failed poll; None: no limit."""

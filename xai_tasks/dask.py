@@ -5,10 +5,10 @@ outcomes come back, by turns: short Dask tasks, one at a time for each worker. A
 quarter of a second however long the tasks take. So an outcome is at most that late, a slow task
 delays no other, and the scheduler holds one chunk of ids and one answer per worker.
 
-A client's limits are fixed. When the workers change, the limits are divided anew, so all clients
-are made anew: the round ends, and the next one hands out all ids that have no outcome yet. Nothing
-that the old round still sends is read, so no outcome comes twice. A plugin that gets no turns any
-more stops by itself.
+A client's limits are fixed. When the workers change, the limits are divided again, and all clients
+are replaced: the round ends, and the next one hands out all ids that have no outcome yet. Nothing
+that the old round still sends is read, so no outcome comes twice. A plugin without turns stops by
+itself.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ class _Reader:
                 await self._room.wait()
 
     async def _round(self) -> None:
-        """Let the workers wait until all is done, or until their parts of the limits change."""
+        """Run the workers until all is done, or until their parts of the limits change."""
         workers = await self._workers()
         if not workers and self._ready:
             workers = await self._request_workers()

@@ -17,7 +17,7 @@ __all__ = ["NO_HINTS", "Hints", "Quota", "parse_date", "parse_hints"]
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 _MAX_REMAINING = 10**9
 _MAX_RESET = 86_400.0
-"""Seconds. Some servers put Unix time where seconds belong: what is longer than a day is ignored."""
+"""Seconds. Some servers send Unix time instead of seconds: more than a day is ignored."""
 _MAX_TEXT = 1000
 """Characters of a header that are read: a list of ten windows is shorter."""
 
@@ -112,7 +112,7 @@ def _quotas(found: list[_Found]) -> list[Quota]:
 
 @lru_cache(maxsize=64)
 def _any_hints(names: tuple[str, ...]) -> bool:
-    """Return whether any header is of interest. All good answers of a server have the same names."""
+    """Return whether any header matters. All good answers of a server have the same names."""
     return any(_role(name) is not None for name in names)
 
 

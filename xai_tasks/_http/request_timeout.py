@@ -7,24 +7,24 @@ from typing import Any, cast
 
 
 class RequestTimeout:
-    """Does for all requests under way what `asyncio.timeout` does for one, with a single timer.
+    """Does what `asyncio.timeout` does, for all requests in flight, with a single timer.
 
-    A timer for each request would cost as much as 4 % of the request. Since all may take equally long, they run out
-    in the order in which they began.
+    A timer for each request would cost 4 % of the request. All requests have the same timeout, so
+    they expire in the order in which they began.
     """
 
     __slots__ = ("_cut", "_running", "_seconds", "_timer")
 
     def __init__(self, seconds: float) -> None:
-        """Give each request `seconds`, more than 0."""
+        """Allow each request `seconds`, more than 0."""
         self._seconds = seconds
-        # Each task's end of time, and how often somebody else had asked it to stop before.
+        # The time at which each task expires, and its cancellations by others before.
         self._running: dict[asyncio.Task[Any], tuple[float, int]] = {}
         self._cut: dict[asyncio.Task[Any], int] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> asyncio.Task[Any]:
-        """Begin to count for the current task, which has to `stop` when the request is over."""
+        """Start the timeout of the current task, which calls `stop` when its request is over."""
         loop = asyncio.get_running_loop()
         task = cast("asyncio.Task[Any]", asyncio.current_task(loop))
         due = loop.time() + self._seconds
@@ -34,7 +34,7 @@ class RequestTimeout:
         return task
 
     def stop(self, task: asyncio.Task[Any]) -> bool:
-        """End the count; True if time ran out, and nobody but us has cancelled the task."""
+        """Stop the timeout; return whether it expired and nobody else cancelled the task."""
         if self._running.pop(task, None) is None:
             return task.uncancel() <= self._cut.pop(task)
         if not self._running and self._timer is not None:
