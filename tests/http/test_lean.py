@@ -10,7 +10,7 @@ from multidict import CIMultiDict
 from raw_server import response
 from yarl import URL
 
-from xai_tasks import APIConnectionError
+from xai_tasks import APIConnectionError, ClientClosedError
 from xai_tasks._http import lean
 from xai_tasks._http.credentials import Credentials
 from xai_tasks._http.transport import Transport
@@ -77,6 +77,30 @@ async def test_where_they_do_not_fit_ordinary_requests_are_sent(
 
     assert server.header("Authorization") == f"Bearer {KEY}"
     assert server.target() == "/xai/tasks?taskId=a"
+
+
+async def test_calls_that_come_during_the_check_share_one_session(server, unchecked, make):
+    lean._verdict = None
+    transport = make()
+
+    await asyncio.gather(*(transport.fetch("a") for _ in range(3)))
+    session = transport._session
+    await transport.fetch("a")
+
+    assert transport._session is session
+
+
+async def test_closing_during_the_check_makes_no_session(server, unchecked, make):
+    lean._verdict = None
+    transport = make()
+    fetch = asyncio.create_task(transport.fetch("a"))
+    await asyncio.sleep(0)
+
+    await transport.close()
+
+    with pytest.raises(ClientClosedError):
+        await fetch
+    assert transport._session is None
 
 
 async def test_both_classes_send_the_same_bytes(server):

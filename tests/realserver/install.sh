@@ -17,6 +17,7 @@ if [ "${1:-}" != node ]; then
   export PATH=$PATH:/usr/sbin
   command -v nginx >/dev/null || missing+=(nginx-light)
   command -v redis-server >/dev/null || missing+=(redis-server)
+  command -v tinyproxy >/dev/null || missing+=(tinyproxy)
   command -v chromium >/dev/null || missing+=(chromium)
   command -v chromedriver >/dev/null || missing+=(chromium-driver)
   if [ "${#missing[@]}" -gt 0 ]; then

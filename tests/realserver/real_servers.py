@@ -34,6 +34,16 @@ def find_nginx():
     return found
 
 
+def find_tinyproxy():
+    """Return tinyproxy's path, or skip."""
+    found = shutil.which("tinyproxy", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin")
+    if found is None:
+        pytest.skip(
+            "tinyproxy is missing: tests/realserver/install.sh installs it, as root on Debian"
+        )
+    return found
+
+
 def find_node_module(script):
     """Give a command that runs a script of the packages in package.json, installed
     if need be; skip without npm.

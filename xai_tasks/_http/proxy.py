@@ -102,9 +102,9 @@ def _parse(value: str, name: str) -> Proxy | ConfigurationError:
         return ConfigurationError(f"{name} must be {like}, without a path")
     bare = str(url.origin())
     options: dict[str, Any] = {"proxy": URL(bare)}
-    if url.user is None:
+    if url.user is None and url.password is None:
         return Proxy(bare, options)
     password = url.password or ""
-    login = base64.b64encode(f"{url.user}:{password}".encode()).decode()
+    login = base64.b64encode(f"{url.user or ''}:{password}".encode()).decode()
     options["proxy_headers"] = CIMultiDict({"Proxy-Authorization": f"Basic {login}"})
     return Proxy(bare, options, (password, login))

@@ -370,19 +370,22 @@ class Transport:
         """Return the session, and what the newest key makes of a request."""
         if self.closed:
             raise ClientClosedError("the client is closed")
-        session = self._session
-        if session is None:
-            is_lean = self._proxy is None and await lean.works()
-            session = self._session  # another call may have made it meanwhile
-            if session is None:
-                session = self._session = _own_session(aiohttp.TCPConnector(limit=0), is_lean)
-                self._version = -1
-        elif self._borrowed and session.closed:
+        session = self._session or await self._open()
+        if self._borrowed and session.closed:
             raise ClientClosedError("the borrowed session is closed")
         if self._version != self._credentials.version:
             self._version = self._credentials.version
             self._template = self._make_template(session)
         return session, self._template
+
+    async def _open(self) -> aiohttp.ClientSession:
+        """Make the own session, lean if that works and there is no proxy."""
+        is_lean = self._proxy is None and await lean.works()
+        if self.closed:
+            raise ClientClosedError("the client is closed")
+        if self._session is None:  # else another call has made it meanwhile
+            self._session = _own_session(aiohttp.TCPConnector(limit=0), is_lean)
+        return self._session
 
     def _make_template(self, session: aiohttp.ClientSession) -> _RequestTemplate:
         headers = CIMultiDict(
@@ -406,6 +409,8 @@ class Transport:
         secrets: tuple[str, ...] = ()
         if self._proxy is not None:
             options.update(self._proxy.options)
+            if self._url.scheme == "http":  # without a tunnel, the proxy reads the request itself
+                headers.update(self._proxy.options.get("proxy_headers", {}))
             secrets = self._proxy.secrets
         is_lean = getattr(session, "_request_class", None) is LeanRequest
         wire = Wire.to(self._url, headers) if is_lean else None
@@ -576,9 +581,9 @@ def _query(task_id: str) -> str:
 
 
 def _beginning(chunks: list[bytes], size: int) -> bytes:
+    """Return the first `size` bytes of chunks that hold at least as many."""
     beginning = b""
-    for chunk in chunks:
-        beginning += chunk[:size]
-        if len(beginning) >= size:
-            break
+    pieces = iter(chunks)
+    while len(beginning) < size:
+        beginning += next(pieces)[:size]
     return beginning[:size]
