@@ -119,6 +119,11 @@ api_options = _all_of(
         metavar="URL",
         help="Where the API is.  [default: $MOUNTSEA_BASE_URL, or Mountsea's]",
     ),
+    click.option(
+        "--proxy",
+        metavar="URL",
+        help="An HTTP proxy, http://host:port.  [default: $HTTPS_PROXY or $HTTP_PROXY, less $NO_PROXY]",
+    ),
 )
 """The options of every command that asks the API; `make_client` takes their values."""
 

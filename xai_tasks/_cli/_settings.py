@@ -20,6 +20,7 @@ _IN_OPTIONS = (
     (re.compile(r"the function api_key gave"), "--api-key-file holds"),
     (re.compile(r"(?<![\w-])api_key\b"), "--api-key-file"),
     (re.compile(r"(?<![\w-])base_url\b"), "--base-url"),
+    (re.compile(r"^proxy (?=must)"), "--proxy "),
 )
 
 
@@ -34,6 +35,7 @@ def make_client(
     *,
     base_url: str | None,
     api_key_file: Path | None,
+    proxy: str | None = None,
     concurrency: int = 64,
     rate: float | None = None,
     timeout: float | None = 600.0,
@@ -42,7 +44,7 @@ def make_client(
     """Build the client that the options ask for.
 
     Raises:
-        ConfigurationError: there is no key, or it is malformed; or the base URL is.
+        ConfigurationError: there is no key, or it is malformed; or the base URL or the proxy is.
         click.UsageError: a number is out of its range.
         OSError: the key can't be read.
 
@@ -52,6 +54,8 @@ def make_client(
         return TaskClient(
             None if api_key_file is None else _key_source(api_key_file),
             base_url=base_url,
+            proxy=proxy,
+            trust_env=True,
             max_concurrency=concurrency,
             rate_limit=rate,
             poll=PollPolicy(wait=learning, timeout=timeout),
