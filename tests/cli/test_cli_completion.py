@@ -28,6 +28,7 @@ def completions(program, shell, words):
     [
         (["xai-tasks", "wa"], "wait"),
         (["xai-tasks", "wait", "--res"], "--resume"),
+        (["xai-tasks", "report", "--jso"], "--json"),
     ],
 )
 def test_commands_and_options_are_completed(program, shell, words, completion):

@@ -173,6 +173,43 @@ def wait_command(
     return run_command(partial(run.run, client))
 
 
+@cli.command("report")
+@click.argument(
+    "names",
+    nargs=-1,
+    required=True,
+    metavar="FILE...",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+)
+@click.option(
+    "--failed",
+    "listing",
+    flag_value="failed",
+    help="Put out the id of every task that did not complete, as `wait -i -` reads them.",
+)
+@click.option(
+    "--unknown",
+    "listing",
+    flag_value="unknown",
+    help="Put out the ids that the server does not know.",
+)
+@click.option("--json", "in_json", is_flag=True, help="Put the report out as JSON.")
+def report_command(names: tuple[str, ...], listing: str | None, *, in_json: bool) -> int:
+    """Report what output files say: counts, failures by their messages, durations.
+
+    Of several lines with the same id the last counts. It exits with 0 whatever the files say.
+
+    \b
+    Examples:
+      xai-tasks report out.jsonl
+      xai-tasks report --failed out.jsonl | xai-tasks wait -i - -o again.jsonl
+    """  # noqa: D301 -- \b is click's mark for lines to be kept
+    from xai_tasks._cli._report import report  # noqa: PLC0415
+
+    report(names, listing=listing, in_json=in_json)
+    return 0
+
+
 def _hint(output_name: str | None, *, resume: bool) -> str:
     if output_name is None:
         return "what has ended is put out; with --output FILE and --resume a later run can go on"

@@ -241,8 +241,8 @@ class Job:
             self._warned = True
             self._reporter.say(
                 f"at {pace.polls:.3g} requests/s about {late:,} of the {snapshot.waiting:,} ids "
-                f"that are waited for will time out after {format_duration(self._timeout)}; give more "
-                "with --timeout"
+                f"that are waited for will time out after {format_duration(self._timeout)}; "
+                "give more with --timeout"
             )
 
     def _finish(

@@ -122,7 +122,8 @@ api_options = _all_of(
     click.option(
         "--proxy",
         metavar="URL",
-        help="An HTTP proxy, http://host:port.  [default: $HTTPS_PROXY or $HTTP_PROXY, less $NO_PROXY]",
+        help="An HTTP proxy, http://host:port.  [default: $HTTPS_PROXY or $HTTP_PROXY, but for the "
+        "hosts in $NO_PROXY]",
     ),
 )
 """The options of every command that asks the API; `make_client` takes their values."""
