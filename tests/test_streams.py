@@ -387,7 +387,7 @@ class TestAsCompleted:
         reader = asyncio.create_task(collect(stream))
         await asyncio.sleep(3)
 
-        stream._bulk._puller.cancel()
+        stream._bulk._source._task.cancel()
 
         await asyncio.wait([reader])
         assert reader.cancelled()
@@ -405,24 +405,74 @@ class TestAsCompleted:
                 await collect(client.as_completed(source()))
             assert transport.count() == 1
 
-    @pytest.mark.parametrize(
-        "code, error", [(401, AuthenticationError), (403, PermissionDeniedError)]
-    )
     async def test_a_refused_key_is_raised_out_of_the_stream_after_the_outcomes_earned(
-        self, client, transport, code, error
+        self, client, transport
     ):
         transport.add("a")
         transport.add("b", ("processing", 5))
-        transport.fault("b", says("processing"), status(code))
+        transport.fault("b", says("processing"), status(401))
         outcomes = []
 
-        with pytest.raises(error, match="'b'"):
+        with pytest.raises(AuthenticationError, match="'b'"):
             async for outcome in client.as_completed(["a", "b", *(["endless"] * 10)]):
                 outcomes.append(outcome.task_id)
                 transport.add("endless", ("processing", 1000))
 
         assert "a" in outcomes
         await assert_nothing_runs(client)
+
+    async def test_an_id_answered_403_is_an_outcome_and_the_others_go_on(self, client, transport):
+        ids = transport.add_many(50, 3)
+        transport.fault("task-7", status(403))
+
+        outcomes = await collect(client.as_completed(ids))
+
+        failed = [outcome for outcome in outcomes if not outcome.ok]
+        assert [(o.task_id, type(o.error)) for o in failed] == [("task-7", PermissionDeniedError)]
+        assert len(outcomes) == 50
+
+    async def test_ten_ids_answered_403_and_none_well_end_the_stream(self, client, transport):
+        transport.weather = lambda task_id: status(403)
+        outcomes = []
+
+        with pytest.raises(PermissionDeniedError):
+            async for outcome in client.as_completed(f"task-{n}" for n in range(1000)):
+                outcomes.append(outcome)
+
+        assert len(outcomes) >= 10
+        assert {type(outcome.error) for outcome in outcomes} == {PermissionDeniedError}
+        assert transport.count() <= 64 + 10
+        await assert_nothing_runs(client)
+
+    @pytest.mark.parametrize("number", [1, 9])
+    async def test_fewer_ids_that_are_all_answered_403_end_the_stream(
+        self, client, transport, number
+    ):
+        transport.weather = lambda task_id: status(403)
+        outcomes = []
+
+        with pytest.raises(PermissionDeniedError):
+            async for outcome in client.as_completed(f"task-{n}" for n in range(number)):
+                outcomes.append(outcome)
+
+        assert len(outcomes) == number
+
+    async def test_after_one_good_answer_any_number_may_be_answered_403(self, client, transport):
+        transport.add("good", ("processing", 1000))
+        transport.weather = lambda task_id: None if task_id == "good" else status(403)
+        ids = [f"task-{n}" for n in range(100)]
+
+        outcomes = await collect(client.as_completed(["good", *ids], timeout=60))
+
+        assert len(outcomes) == 101
+        assert sum(type(o.error) is PermissionDeniedError for o in outcomes) == 100
+
+    async def test_in_wait_all_a_403_is_each_ids_own(self, client, transport):
+        transport.weather = lambda task_id: status(403)
+
+        errors = await client.wait_all(map(str, range(20)), return_exceptions=True)
+
+        assert [type(error) for error in errors] == [PermissionDeniedError] * 20
 
     async def test_of_many_refusals_one_is_raised_and_the_rest_is_silent(self, client, transport):
         transport.weather = lambda task_id: status(401)

@@ -25,6 +25,7 @@ from xai_tasks._http.credentials import Credentials
 from xai_tasks._http.file_transport import FileTransport
 from xai_tasks._http.proxy import ProxySetting
 from xai_tasks._http.transport import Transport
+from xai_tasks._limits.outage import Outage
 from xai_tasks._limits.retrying import Counters, RetryingFetcher
 from xai_tasks._limits.submitting import Submitter
 from xai_tasks._limits.throttle import Throttle
@@ -66,12 +67,13 @@ class _Waiter(Subscriber):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float | None) -> None:
         super().__init__(loop.time(), timeout)
-        # An error is a result here: asyncio would log an exception that nobody retrieves.
-        self.future: asyncio.Future[TaskResult | Exception] = loop.create_future()
+        # Errors are set as results: asyncio logs an exception that is never retrieved.
+        self.future: asyncio.Future[TaskResult | BaseException] = loop.create_future()
 
-    def on_end(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
+    def on_end(self, task_id: str, task: TaskResult | None, error: BaseException | None) -> None:
         if not self.future.done():
-            self.future.set_result(cast("TaskResult | Exception", task if error is None else error))
+            end = task if error is None else error
+            self.future.set_result(cast("TaskResult | BaseException", end))
 
 
 class TaskClient:
@@ -194,8 +196,9 @@ class TaskClient:
         )
         max_concurrency = self._transport.limit_concurrency(max_concurrency)
         self._throttle = Throttle(max_concurrency, rate_limit)
+        outage = Outage()
         self._fetcher = RetryingFetcher(
-            self._transport, self._throttle, credentials, retry, self._counters
+            self._transport, self._throttle, outage, credentials, retry, self._counters
         )
         self._submissions = Throttle(max_concurrency, rate_limit)
         self._submitter = Submitter(
@@ -206,11 +209,12 @@ class TaskClient:
             self._counters,
             self._fetcher.budget,
             retry_statuses=retry_statuses,
-            on_answer=self._on_submission_answer,
+            on_answer=outage.answered,
         )
         self._poller = Poller(
             self._fetcher,
             self._throttle,
+            outage,
             self._counters,
             max_workers=max_concurrency,
             max_pause=retry.max_retry_after,
@@ -382,7 +386,7 @@ class TaskClient:
             raise
         error = (
             answer
-            if isinstance(answer, Exception)
+            if isinstance(answer, BaseException)
             else task_error(answer, task_id)
             if check
             else None
@@ -482,7 +486,7 @@ class TaskClient:
         self._bind()
         results: list[Any] = [None] * len(ids)
         stream = OutcomeStream(
-            self._poller, self._bind, ids, policy, seconds, max(1, len(ids)), refusals=()
+            self._poller, self._bind, ids, policy, seconds, max(1, len(ids)), raise_refusals=False
         )
         async with stream:
             async for outcome in stream:
@@ -598,16 +602,15 @@ class TaskClient:
             throttle.close()
         self._fetcher.close()
         self._submitter.close()
+        ended = self._poller.close()
+        # All that closes a session happens before its first suspension. So whoever cancels this
+        # call, even again and again, stops only the waiting.
         try:
-            await self._poller.close()
+            await self._transport.close()
         finally:
-            try:
-                await self._downloader.close()
-            finally:
-                await self._transport.close()
-
-    def _on_submission_answer(self) -> None:
-        self._throttle.sign_of_life(asyncio.get_running_loop().time())
+            await self._downloader.close()
+        await asyncio.shield(ended)
+        await self._poller.closed_down()
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         """Bind the client to the running loop, on its first use."""

@@ -135,5 +135,9 @@ class PollPolicy:
     timeout: float | None = field(default=600.0, validator=_seconds_or_none)
     """Seconds that a wait may take where the call names none; None: no limit."""
     max_outage: float | None = field(default=300.0, validator=_seconds_or_none)
-    """Seconds for which all polls may fail with transient errors before a wait ends with the last
-    one; 0: at the first failed poll; None: no limit."""
+    """Seconds for which polls of an id may fail, with no good answer in between, before its waits
+    end with the last error; also seconds for which an outage may last. 0: the first failed poll
+    ends the wait. None: no limit."""
+    not_found_grace: float = field(default=5.0, validator=_seconds)
+    """Seconds for which an id may be answered 404, with no good answer in between, before its waits
+    end: a task that has just been submitted may not be known yet. 0: the first 404 ends the wait."""

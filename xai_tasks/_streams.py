@@ -1,15 +1,15 @@
-"""What comes out of the poller one by one: the changes of one task, the outcomes of many."""
+"""What a client's methods iterate over: the changes of one task, the outcomes of many."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Generic, Self, TypeVar
 
-from xai_tasks._errors import AuthenticationError, PermissionDeniedError
 from xai_tasks._models import Outcome, TaskResult
 from xai_tasks._policies import PollPolicy
+from xai_tasks._polling.bulk import BulkProducer
 from xai_tasks._polling.poller import Poller
-from xai_tasks._polling.producers import Bind, BulkProducer, Producer, WatchProducer
+from xai_tasks._polling.producers import Bind, Producer, WatchProducer
 
 T = TypeVar("T")
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 class _Stream(Generic[T]):
     """An async iterator that ends its work when it is closed, or when the loop over it is left.
 
-    No async generator, since those can't clean up on `break`.
+    It is not an async generator, since those can't clean up on `break`.
     """
 
     __slots__ = ("__weakref__", "_poller", "_producer")
@@ -39,7 +39,10 @@ class _Stream(Generic[T]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Give up what is still waited for; return once no request is under way for it. Twice is fine."""
+        """Abandon what is still waited for, and wait until no request is in flight for it.
+
+        Calling it twice is fine.
+        """
         self._producer.stop()
         await self._producer.settled()
         await self._poller.aborted()
@@ -48,7 +51,7 @@ class _Stream(Generic[T]):
         self._abandon()
 
     def _abandon(self) -> None:
-        """Give up from wherever the garbage collector happens to run."""
+        """Abandon the work, from any thread: the garbage collector may run in any."""
         producer = getattr(self, "_producer", None)
         if (
             producer is not None
@@ -60,7 +63,7 @@ class _Stream(Generic[T]):
 
 
 class _Loop(Generic[T]):
-    """One `async for` over a stream. Only the loop holds it, so its end is the loop's end."""
+    """One `async for` over a stream. Only the loop holds it, so it ends with the loop."""
 
     __slots__ = ("_stream",)
 
@@ -74,7 +77,7 @@ class _Loop(Generic[T]):
         try:
             return await self._stream.__anext__()
         except BaseException:
-            # The loop is over, also if a traceback that somebody keeps holds it for a while.
+            # The loop is over, even if a traceback that somebody keeps holds it for a while.
             self._stream._abandon()  # noqa: SLF001 -- one thing in two parts
             raise
 
@@ -83,9 +86,10 @@ class _Loop(Generic[T]):
 
 
 class Watch(_Stream[TaskResult]):
-    """The changes of one task: an async iterator, also an async context manager; made by `TaskClient.watch`.
+    """The changes of one task, as `TaskClient.watch` returns them.
 
-    It gives the first look, each change of status, and last the ended task. Leaving the loop early gives the wait up.
+    An async iterator, and an async context manager with `aclose()`. It yields the first answer,
+    each change of status, and last the ended task. Leaving the loop early abandons the wait.
     """
 
     __slots__ = ()
@@ -102,14 +106,17 @@ class Watch(_Stream[TaskResult]):
 
 
 class OutcomeStream(_Stream[Outcome]):
-    """Outcomes as tasks end: an async iterator and an async context manager; made by `TaskClient.as_completed`.
+    """Outcomes as tasks end, as `TaskClient.as_completed` returns them.
 
-    Leaving the loop over it early, by `break`, an exception or cancellation, gives up what is still waited for;
-    so does `aclose()`. Afterwards it is exhausted.
+    An async iterator, and an async context manager with `aclose()`. Leaving the loop over it early,
+    by `break`, an exception or cancellation, abandons what is still waited for; so does `aclose()`.
+    Afterwards it is exhausted.
 
     Raises, while it is iterated:
-        AuthenticationError, PermissionDeniedError: the key was refused, which every other id would meet too.
-        Exception: what the source of ids raised, once each id already pulled has had its first look.
+        AuthenticationError: the key was refused, which every other id would meet too.
+        PermissionDeniedError: 10 different ids, or all if there are fewer, were answered 403,
+            and none was answered well.
+        Exception: what the source of ids raised, once each id already pulled has been polled.
 
     """
 
@@ -123,9 +130,12 @@ class OutcomeStream(_Stream[Outcome]):
         policy: PollPolicy,
         timeout: float | None,
         max_pending: int,
-        refusals: tuple[type[Exception], ...] = (AuthenticationError, PermissionDeniedError),
+        *,
+        raise_refusals: bool = True,
     ) -> None:
-        self._bulk = BulkProducer(poller, bind, task_ids, policy, timeout, max_pending, refusals)
+        self._bulk = BulkProducer(
+            poller, bind, task_ids, policy, timeout, max_pending, raise_refusals=raise_refusals
+        )
         super().__init__(self._bulk, poller)
 
     @property

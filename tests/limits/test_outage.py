@@ -1,105 +1,182 @@
 from __future__ import annotations
 
-import math
+import asyncio
+import logging
+import pickle
 
 import pytest
-from fakes import refused
+from fakes import malformed, now, refused, status
 
-from xai_tasks import APIConnectionError
-from xai_tasks._limits.outage import Outage
+from xai_tasks import APIConnectionError, APITimeoutError, ServerError
+from xai_tasks._limits.outage import Outage, is_no_answer
 
-
-def failing(outage, times, now=0.0):
-    return [outage.failed(refused("a"), now, probe=False) for _ in range(times)]
+pytestmark = pytest.mark.fake_clock
 
 
-def test_outage_begins_with_the_tenth_failure_in_a_row():
-    outage = Outage()
-
-    began = failing(outage, 10, now=7.0)
-
-    assert began == [False] * 9 + [True]
-    assert outage.since == 7.0
+def fail(outage, times, first=0):
+    for n in range(first, first + times):
+        outage.failed(refused(f"task-{n}"))
 
 
-def test_an_answer_in_between_starts_the_count_anew():
-    outage = Outage()
-    failing(outage, 9)
+@pytest.fixture
+def outage():
+    return Outage()
 
-    assert outage.answered() is False
-    assert failing(outage, 9) == [False] * 9
+
+@pytest.fixture
+def changes(outage):
+    changes = []
+    outage.on_change = lambda: changes.append(outage.since)
+    return changes
+
+
+async def test_begins_when_the_tenth_id_has_failed(outage, changes):
+    fail(outage, 9)
     assert outage.since is None
-    assert failing(outage, 1) == [True]
+
+    fail(outage, 1, first=9)
+
+    assert outage.since == now()
+    assert changes == [now()]
 
 
-def test_no_poll_is_held_back_outside_an_outage():
-    outage = Outage()
-    failing(outage, 9)
+async def test_one_id_that_fails_a_hundred_times_is_none(outage):
+    for _ in range(100):
+        outage.failed(refused("a"))
 
-    assert outage.delay(0.0) == 0.0
+    assert outage.since is None
 
 
-def test_probes_are_due_after_half_a_second_and_double_up_to_fifteen():
-    outage = Outage()
-    now = 100.0
-    failing(outage, 10, now)
+async def test_an_answer_in_between_starts_the_count_again(outage, changes):
+    fail(outage, 9)
+    outage.answered()
+    fail(outage, 9)
+    assert outage.since is None
+
+    fail(outage, 1, first=9)
+
+    assert changes == [now()]
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (refused, True),
+        (status(500), True),
+        (status(503), True),
+        (status(408), False),
+        (status(429), False),
+        (status(403), False),
+        (malformed, False),
+    ],
+)
+def test_only_faults_and_5xx_leave_it_open_that_the_server_is_gone(fault, expected):
+    assert is_no_answer(fault("a")) is expected
+
+
+async def test_probes_are_due_after_half_a_second_and_double_up_to_fifteen(outage):
+    fail(outage, 10)
     distances = []
 
     for _ in range(8):
-        distances.append(outage.delay(now))
-        now += outage.delay(now)
-        assert outage.delay(now) <= 0
-        outage.failed(refused("a"), now, probe=True)
+        distances.append(outage.probe_at - now())
+        await asyncio.sleep(outage.probe_at - now())
+        outage.probe_failed()
 
-    assert distances == [0.5, 1, 2, 4, 8, 15, 15, 15]
-
-
-def test_failures_of_others_than_the_probe_do_not_put_the_next_probe_off():
-    outage = Outage()
-    failing(outage, 10, now=100.0)
-
-    assert failing(outage, 100, now=100.3) == [False] * 100
-    assert outage.delay(100.3) == pytest.approx(0.2)
+    assert distances == pytest.approx([0.5, 1, 2, 4, 8, 15, 15, 15])
 
 
-def test_while_a_probe_is_under_way_there_is_no_other():
-    outage = Outage()
-    failing(outage, 10, now=100.0)
+async def test_failures_that_are_no_probes_do_not_put_the_next_probe_off(outage):
+    fail(outage, 10)
+    due = outage.probe_at
+    await asyncio.sleep(0.3)
 
-    outage.probing = True
+    fail(outage, 100)
 
-    assert outage.delay(1000.0) == math.inf
-
-
-def test_the_last_error_is_kept_without_the_frames_that_it_goes_through():
-    outage = Outage()
-    failing(outage, 10)
-    last = refused("b")
-
-    outage.failed(last, 0.0, probe=False)
-    with pytest.raises(APIConnectionError):
-        raise last
-
-    assert str(outage.error) == str(last)
-    assert outage.error.__traceback__ is None
+    assert outage.probe_at == due
 
 
-def test_the_answer_that_ends_an_outage_says_so_once():
-    outage = Outage()
-    failing(outage, 10)
+async def test_the_answer_that_ends_one_reports_it_once(outage, changes):
+    fail(outage, 10)
+    begin = now()
 
-    assert outage.answered() is True
-    assert outage.since is None
-    assert outage.delay(0.0) == 0.0
-    assert outage.answered() is False
-
-
-def test_a_second_outage_begins_as_the_first_did():
-    outage = Outage()
-    failing(outage, 10, now=100.0)
-    outage.failed(refused("a"), 100.5, probe=True)
+    outage.answered()
     outage.answered()
 
-    assert failing(outage, 10, now=200.0)[-1] is True
-    assert outage.since == 200.0
-    assert outage.delay(200.0) == 0.5
+    assert outage.since is None
+    assert changes == [begin, None]
+
+
+async def test_a_second_one_begins_as_the_first_did(outage):
+    fail(outage, 10)
+    outage.probe_failed()
+    outage.answered()
+    await asyncio.sleep(100)
+
+    fail(outage, 10)
+
+    assert outage.since == now()
+    assert outage.probe_at == now() + 0.5
+
+
+async def test_is_logged_when_it_begins_and_when_it_is_over(outage, caplog):
+    fail(outage, 15)
+    await asyncio.sleep(7)
+    outage.answered()
+
+    assert [(record.levelno, record.name, record.message) for record in caplog.records] == [
+        (
+            logging.WARNING,
+            "xai_tasks",
+            (
+                "an outage has begun: polls stop but for one probe at a time; "
+                "last error: task 'task-9': ConnectionRefusedError"
+            ),
+        ),
+        (
+            logging.WARNING,
+            "xai_tasks",
+            "the outage is over: the server answers again, 7 s after it began",
+        ),
+    ]
+
+
+class TestErrorOfAWaitThatItEnds:
+    @pytest.mark.parametrize(
+        ("fault", "cls", "words"),
+        [
+            (refused, APIConnectionError, "and this task was not asked for"),
+            (
+                lambda task_id: APITimeoutError("no answer within 30 s", task_id=task_id),
+                APITimeoutError,
+                "and this task was not asked for",
+            ),
+            (status(503, message="closed for repair"), ServerError, "with anything but HTTP 503"),
+        ],
+    )
+    async def test_tells_of_the_outage_and_nothing_of_other_ids(self, outage, fault, cls, words):
+        for n in range(10):
+            outage.failed(fault(f"secret-{n}"))
+        await asyncio.sleep(60)
+
+        error = outage.error_for("mine", None)
+
+        assert type(error) is cls
+        assert str(error).startswith("task 'mine': the server has answered no request for 60 s")
+        assert words in str(error)
+        assert "secret" not in str(error)
+        assert "repair" not in str(error)
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+    async def test_keeps_what_the_id_met_itself(self, outage):
+        fail(outage, 10)
+        own = status(500, message="boom")("mine")
+        await asyncio.sleep(60)
+
+        error = outage.error_for("mine", own)
+
+        assert (type(error), error.status_code, error.message) == (ServerError, 500, "boom")
+        assert str(error) == (
+            "task 'mine': HTTP 500: boom; the server has answered no request for 60 s"
+        )
+        assert "60 s" not in str(own)

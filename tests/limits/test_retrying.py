@@ -41,6 +41,7 @@ from xai_tasks import (
     ServerError,
 )
 from xai_tasks._http.credentials import Credentials
+from xai_tasks._limits.outage import Outage
 from xai_tasks._limits.retrying import Counters, RetryingFetcher
 from xai_tasks._limits.throttle import Throttle
 
@@ -51,6 +52,7 @@ pytestmark = pytest.mark.fake_clock
 class Parts:
     transport: FakeTransport
     throttle: Throttle
+    outage: Outage
     counters: Counters
     retrying: RetryingFetcher
 
@@ -66,12 +68,26 @@ def make(*faults, key="test-key", latency=0.0, rate_limit=math.inf, max_concurre
     transport.default = "pending"
     transport.fault(None, *faults)
     throttle = Throttle(max_concurrency, rate_limit)
-    counters = Counters()
+    outage, counters = Outage(), Counters()
     policy.setdefault("wait", tenacity.wait_fixed(1))
     retrying = RetryingFetcher(
-        transport, throttle, Credentials(key), RetryPolicy(**policy), counters
+        transport, throttle, outage, Credentials(key), RetryPolicy(**policy), counters
     )
-    return Parts(transport, throttle, counters, retrying)
+    return Parts(transport, throttle, outage, counters, retrying)
+
+
+class Poll:
+    """What a poll's requests report to."""
+
+    def __init__(self):
+        self.errors = []
+        self.sent = 0
+
+    def on_send(self):
+        self.sent += 1
+
+    def on_error(self, error):
+        self.errors.append(error)
 
 
 def waits(parts):
@@ -353,7 +369,7 @@ class TestPause:
         start = now()
 
         await asyncio.gather(parts.fetch("a"), later(1, lambda: None))
-        await asyncio.gather(parts.fetch("b"), parts.fetch("c", poll=True))
+        await asyncio.gather(parts.fetch("b"), parts.fetch("c", poll=Poll()))
 
         assert parts.transport.times("b") == [pytest.approx(start + 20)]
         assert parts.transport.times("a")[1] == pytest.approx(start + 20)
@@ -379,7 +395,7 @@ class TestPause:
 
         first = asyncio.ensure_future(parts.fetch("a"))
         await settle()
-        await asyncio.gather(parts.fetch("b"), parts.fetch("c", poll=True), first)
+        await asyncio.gather(parts.fetch("b"), parts.fetch("c", poll=Poll()), first)
 
         assert min(parts.transport.times()[1:]) == pytest.approx(start + 20)
 
@@ -616,49 +632,84 @@ class TestKeys:
         await first
 
 
+def fail_ids(parts, number):
+    return asyncio.gather(
+        *(parts.fetch(f"task-{n}") for n in range(number)), return_exceptions=True
+    )
+
+
 class TestOutage:
-    async def test_begins_with_the_tenth_passing_fault_in_a_row(self):
+    async def test_begins_when_ten_ids_have_failed_in_a_row(self):
         parts = make(*[refused] * 10, stop=tenacity.stop_after_attempt(1))
 
-        for _ in range(10):
-            assert parts.throttle.outage.since is None
+        for n in range(10):
+            assert parts.outage.since is None
             with pytest.raises(APIConnectionError):
-                await parts.fetch()
+                await parts.fetch(f"task-{n}")
 
-        assert parts.throttle.outage.since == now()
+        assert parts.outage.since == now()
 
-    @pytest.mark.parametrize("answer", [says("pending"), status(404), status(401), status(302)])
-    async def test_an_answer_in_between_starts_the_count_anew(self, answer):
-        parts = make(*[refused] * 9, answer, refused, stop=tenacity.stop_after_attempt(1))
+    async def test_one_id_that_always_fails_is_none(self):
+        parts = make(*[status(500)] * 100, stop=tenacity.stop_after_attempt(100))
 
-        await asyncio.gather(*(parts.fetch() for _ in range(11)), return_exceptions=True)
+        with pytest.raises(ServerError):
+            await parts.fetch()
 
-        assert parts.throttle.outage.since is None
+        assert parts.outage.since is None
 
-    @pytest.mark.parametrize("answer", [says("pending"), status(404), status(429)])
+    @pytest.mark.parametrize(
+        "answer", [says("pending"), status(404), status(401), status(302), status(429), malformed]
+    )
+    async def test_an_answer_in_between_starts_the_count_again(self, answer):
+        parts = make(*[refused] * 9, answer, *[refused] * 9, stop=tenacity.stop_after_attempt(1))
+
+        await fail_ids(parts, 19)
+
+        assert parts.outage.since is None
+
+    @pytest.mark.parametrize("answer", [says("pending"), status(404), status(429), malformed])
     async def test_ends_with_any_answer(self, answer):
         parts = make(*[refused] * 10, answer, stop=tenacity.stop_after_attempt(1))
-        await asyncio.gather(*(parts.fetch() for _ in range(10)), return_exceptions=True)
-        assert parts.throttle.outage.since is not None
+        await fail_ids(parts, 10)
+        assert parts.outage.since is not None
 
-        await asyncio.gather(parts.fetch(poll=True), return_exceptions=True)
+        await asyncio.gather(parts.fetch(poll=Poll()), return_exceptions=True)
 
-        assert parts.throttle.outage.since is None
+        assert parts.outage.since is None
 
-    async def test_a_poll_asks_again_only_as_a_probe(self):
+    async def test_a_poll_is_not_retried_in_it(self):
+        parts = make(*[refused] * 20, stop=tenacity.stop_after_attempt(9))
+        polls = [Poll() for _ in range(10)]
+
+        errors = await asyncio.gather(
+            *(parts.fetch(f"task-{n}", poll=poll) for n, poll in enumerate(polls)),
+            return_exceptions=True,
+        )
+
+        assert [type(error) for error in errors] == [APIConnectionError] * 10
+        assert sum(poll.sent for poll in polls) < 20
+        assert parts.outage.since is not None
+
+    async def test_a_poll_whose_retry_is_held_back_when_it_begins_fails(self):
+        parts = make(refused, rate_limit=1, stop=tenacity.stop_after_attempt(9))
+        poll = Poll()
+        task = asyncio.ensure_future(parts.fetch("a", poll=poll))
+        await asyncio.sleep(0.5)
+        other = asyncio.ensure_future(parts.fetch("b", poll=Poll()))
+        await asyncio.sleep(0.7)  # "b" has the token, the retry of "a" waits for the next
+
+        parts.outage.since = now()
+        parts.throttle.stop_polls()
+
+        with pytest.raises(APIConnectionError):
+            await task
+        assert poll.sent == 1
+        await other
+
+    async def test_a_get_is_retried_in_it_as_ever(self):
         parts = make(*[refused] * 13, stop=tenacity.stop_after_attempt(14))
         start = now()
-
-        await parts.fetch(poll=True)
-
-        times = [time - start for time in parts.transport.times()]
-        assert times[:10] == pytest.approx(range(10))
-        # After a second's sleep the probe of 0.5 s is overdue; then they are 1, 2, 4 s apart.
-        assert times[10:] == pytest.approx([10, 11, 13, 17])
-
-    async def test_a_look_for_get_asks_again_as_ever(self):
-        parts = make(*[refused] * 13, stop=tenacity.stop_after_attempt(14))
-        start = now()
+        parts.outage.since = start
 
         await parts.fetch()
 
@@ -667,11 +718,12 @@ class TestOutage:
 
 async def test_on_error_is_told_of_each_failed_attempt():
     parts = make(refused, status(500), malformed)
-    told = []
+    poll = Poll()
 
-    await parts.fetch(on_error=told.append)
+    await parts.fetch(poll=poll)
 
-    assert [type(error) for error in told] == [
+    assert poll.sent == 4
+    assert [type(error) for error in poll.errors] == [
         APIConnectionError,
         ServerError,
         APIResponseValidationError,

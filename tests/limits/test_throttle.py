@@ -6,11 +6,12 @@ import logging
 import math
 
 import pytest
-from fakes import FakeClockLoop, now, refused, run, settle
+from fakes import FakeClockLoop, now, run, settle
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xai_tasks import ClientClosedError
+from xai_tasks._limits.outage import PollsStopped
 from xai_tasks._limits.throttle import Bucket, Throttle
 
 pytestmark = pytest.mark.fake_clock
@@ -35,11 +36,6 @@ async def give_up(tasks):
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def begin_outage(throttle):
-    for _ in range(10):
-        throttle.failed(refused("a"), now(), probe=False)
 
 
 class TestBucket:
@@ -137,7 +133,7 @@ async def test_max_concurrency_requests_may_be_in_flight():
     assert [n for n, _ in left] == [0, 1, 2]
     assert throttle.in_flight == 3
 
-    throttle.release(probe=False)
+    throttle.release(now())
     await settle()
     assert [n for n, _ in left] == [0, 1, 2, 3]
     assert throttle.in_flight == 3
@@ -180,12 +176,12 @@ async def test_looks_and_polls_take_turns_first_come_first_served():
     async def acquire(name, poll):
         await throttle.acquire(poll=poll)
         order.append(name)
-        throttle.release(probe=False)
+        throttle.release(now())
 
     tasks = [asyncio.ensure_future(acquire(f"poll {n}", True)) for n in range(4)]
     tasks += [asyncio.ensure_future(acquire(f"look {n}", False)) for n in range(2)]
     await settle()
-    throttle.release(probe=False)
+    throttle.release(now())
     await asyncio.wait(tasks)
 
     assert order == ["look 0", "poll 0", "look 1", "poll 1", "poll 2", "poll 3"]
@@ -235,7 +231,7 @@ class TestPause:
         start = now()
 
         throttle.pause(now(), 5)
-        throttle.release(probe=False)
+        throttle.release(now())
         await asyncio.wait(tasks)
 
         assert left == [(0, pytest.approx(start + 5))]
@@ -264,7 +260,7 @@ class TestPause:
             most.append(throttle.in_flight)
             await asyncio.sleep(0.02)
             throttle.answered(now())
-            throttle.release(probe=False)
+            throttle.release(now())
 
         await asyncio.gather(*(request() for _ in range(500)))
 
@@ -294,7 +290,7 @@ class TestPause:
         await asyncio.sleep(1)
         for _ in range(50):
             throttle.answered(now())
-            throttle.release(probe=False)
+            throttle.release(now())
 
         await asyncio.sleep(60)
 
@@ -322,137 +318,57 @@ class TestPause:
 
 
 class TestOutage:
-    async def test_polls_stop_but_for_one_probe_at_a_time(self):
-        throttle = make()
-        begin_outage(throttle)
-        start = now()
-        probes = []
-
-        async def poll():
-            probe = await throttle.acquire(poll=True)
-            probes.append((probe, round(now() - start, 6)))
-            await asyncio.sleep(0.25)
-            throttle.failed(refused("a"), now(), probe=probe)
-            throttle.release(probe=probe)
-
-        tasks = [asyncio.ensure_future(poll()) for _ in range(20)]
-        await asyncio.sleep(62)
-
-        # Each distance counts from the end of the probe before.
-        assert probes == [
-            (True, pytest.approx(time)) for time in (0.5, 1.75, 4.0, 8.25, 16.5, 31.75, 47.0)
-        ]
-        await give_up(tasks)
-
-    async def test_looks_for_get_are_not_held_back(self):
-        throttle = make()
-        begin_outage(throttle)
+    async def test_polls_in_the_queue_are_stopped_and_gets_are_not(self):
+        throttle = make(rate_limit=1)
+        await throttle.acquire(poll=True)
         polls, _ = queue_up(throttle, 3)
-        await settle()
-        start = now()
-
-        assert await throttle.acquire(poll=False) is False
-
-        assert now() == start
-        await give_up(polls)
-
-    async def test_looks_that_wait_for_a_token_do_not_wait_for_the_next_probe(self):
-        throttle = make(rate_limit=10)
-        for _ in range(10):
-            await throttle.acquire(poll=True)
-        begin_outage(throttle)
-        start = now()
-        polls, _ = queue_up(throttle, 1)
-        await asyncio.sleep(0.15)
-
-        looks, left = queue_up(throttle, 2, poll=False)
-        await asyncio.wait(looks)
-
-        assert [time for _, time in left] == pytest.approx([start + 0.15, start + 0.2])
-        await give_up(polls)
-
-    async def test_a_probe_that_is_given_up_makes_room_for_the_next(self):
-        throttle = make()
-        begin_outage(throttle)
-        assert await throttle.acquire(poll=True) is True
-        tasks, left = queue_up(throttle, 2)
-        await asyncio.sleep(100)
-        assert left == []
-
-        throttle.release(probe=True)
+        gets, left = queue_up(throttle, 1, poll=False)
         await settle()
 
+        throttle.stop_polls()
+        stopped = await asyncio.gather(*polls, return_exceptions=True)
+        await asyncio.wait(gets)
+
+        assert [type(error) for error in stopped] == [PollsStopped] * 3
         assert len(left) == 1
-        await give_up(tasks)
 
-    async def test_ends_with_an_answer_and_polls_start_slowly(self):
-        throttle = make()
-        begin_outage(throttle)
-        probe = await throttle.acquire(poll=True)
-        tasks, left = queue_up(throttle, 100)
+    async def test_a_poll_that_is_cancelled_as_it_is_stopped_leaves_nothing(self):
+        throttle = make(rate_limit=1)
+        await throttle.acquire(poll=True)
+        polls, _ = queue_up(throttle, 2)
         await settle()
 
-        throttle.answered(now())
-        throttle.release(probe=probe)
-        end = now()
+        polls[0].cancel()
+        throttle.stop_polls()
+        await asyncio.gather(*polls, return_exceptions=True)
+
+        assert throttle.in_flight == 1
+
+    async def test_after_one_requests_start_slowly(self):
+        throttle = make()
+
+        throttle.start_slowly(now())
+        begin = now()
+        tasks, left = queue_up(throttle, 100)
         await asyncio.sleep(10)
 
-        assert throttle.outage.since is None
-        assert [time for _, time in left] == pytest.approx([end + 0.05 * n for n in range(100)])
+        assert [time for _, time in left] == pytest.approx([begin + 0.05 * n for n in range(100)])
         await give_up(tasks)
 
-    async def test_ends_with_a_429_which_the_rate_finder_does_not_count_as_accepted(self):
-        throttle = Throttle(1000, None)
-        accepted = throttle._finder._accepted
-        begin_outage(throttle)
 
-        throttle.rejected(now(), now(), 3.0)
+class TestStalled:
+    async def test_is_stalled_when_every_request_is_in_flight_and_none_has_ended_for_a_second(self):
+        throttle = make(max_concurrency=2)
+        await throttle.acquire(poll=True)
+        assert not throttle.is_stalled(now() + 5)
 
-        assert throttle.outage.since is None
-        assert throttle._finder._accepted == accepted
-        assert throttle.paused_until == now() + 3
+        await throttle.acquire(poll=True)
+        assert throttle.is_stalled(now() + 5)
 
-    async def test_is_logged_when_it_begins_and_when_it_is_over(self, caplog):
-        throttle = make()
-
-        begin_outage(throttle)
-        begin_outage(throttle)
-        throttle.answered(now())
-        throttle.answered(now())
-
-        assert [(record.levelno, record.name, record.message) for record in caplog.records] == [
-            (
-                logging.WARNING,
-                "xai_tasks",
-                (
-                    "an outage has begun: polls stop but for one probe at a time; "
-                    "last error: task 'a': ConnectionRefusedError"
-                ),
-            ),
-            (
-                logging.WARNING,
-                "xai_tasks",
-                "the outage is over: the server answers again, 0 s after it began",
-            ),
-        ]
-
-    async def test_that_begins_is_told_once(self):
-        throttle = make()
-        told = []
-        throttle.on_outage = lambda: told.append(now())
-
-        begin_outage(throttle)
-        begin_outage(throttle)
-
-        assert told == [now()]
-
-    async def test_a_429_does_not_count_towards_one(self):
-        throttle = make()
-
-        for _ in range(100):
-            throttle.rejected(now(), now(), 1.0)
-
-        assert throttle.outage.since is None
+        throttle.release(now())
+        await throttle.acquire(poll=True)
+        assert not throttle.is_stalled(now() + 1)
+        assert throttle.is_stalled(now() + 1.5)
 
 
 class TestFoundRate:
@@ -471,11 +387,11 @@ class TestFoundRate:
             await throttle.acquire(poll=True)
             await asyncio.sleep(0.01)
             throttle.answered(now())
-            throttle.release(probe=False)
+            throttle.release(now())
         sent = now()
         await throttle.acquire(poll=True)
         throttle.rejected(now(), sent, 1.0)
-        throttle.release(probe=False)
+        throttle.release(now())
         resumed = now() + 1
 
         tasks, left = queue_up(throttle, 1000)
@@ -532,7 +448,7 @@ class TestCancel:
 
         tasks[0].cancel()
         await settle()
-        throttle.release(probe=False)
+        throttle.release(now())
         await settle()
 
         assert [n for n, _ in left] == [1]
@@ -545,7 +461,7 @@ class TestCancel:
         await settle()
 
         tasks[0].cancel()
-        throttle.release(probe=False)
+        throttle.release(now())
         await settle()
 
         assert [n for n, _ in left] == [1]
@@ -559,28 +475,12 @@ class TestCancel:
         await settle()
         start = now()
 
-        throttle.release(probe=False)  # grants the first
+        throttle.release(now())  # grants the first
         tasks[0].cancel()
         await settle()
 
         assert left == [(1, start)]  # with the second token of two
         assert throttle.in_flight == 1
-        await give_up(tasks)
-
-    async def test_one_who_has_just_become_the_probe_lets_another_be_it(self):
-        throttle = make()
-        begin_outage(throttle)
-        tasks, left = queue_up(throttle, 2)
-        await settle()
-        await asyncio.sleep(0.49)
-
-        throttle.outage._probe_at = now()
-        throttle._admit()
-        tasks[0].cancel()
-        await settle()
-
-        assert [n for n, _ in left] == [1]
-        assert throttle.outage.probing
         await give_up(tasks)
 
 
@@ -597,7 +497,7 @@ MOMENTS = st.integers(0, 40).map(lambda tenths: tenths / 10)
                 "hold": MOMENTS,
                 "cancel": st.none() | MOMENTS,
                 "poll": st.booleans(),
-                "answer": st.sampled_from(["answered", "failed", "none"]),
+                "answer": st.sampled_from(["answered", "none"]),
             }
         ),
         max_size=25,
@@ -612,7 +512,7 @@ def test_whatever_is_cancelled_slots_and_tokens_come_back_and_nobody_starves(
         loop = asyncio.get_running_loop()
         throttle = Throttle(limit, rate)
         start = now()
-        served, begun = set(), []
+        served, stopped, begun = set(), set(), []
 
         def pause(seconds):
             begun.append((now(), seconds))
@@ -620,7 +520,11 @@ def test_whatever_is_cancelled_slots_and_tokens_come_back_and_nobody_starves(
 
         async def request(n, begin, hold, cancel, poll, answer):
             await asyncio.sleep(begin)
-            probe = await throttle.acquire(poll=poll)
+            try:
+                await throttle.acquire(poll=poll)
+            except PollsStopped:
+                stopped.add(n)
+                return
             try:
                 assert throttle.in_flight <= limit
                 assert not any(begin < now() < begin + seconds for begin, seconds in begun)
@@ -628,10 +532,8 @@ def test_whatever_is_cancelled_slots_and_tokens_come_back_and_nobody_starves(
                 await asyncio.sleep(hold)
                 if answer == "answered":
                     throttle.answered(now())
-                elif answer == "failed":
-                    throttle.failed(refused("a"), now(), probe=probe)
             finally:
-                throttle.release(probe=probe)
+                throttle.release(now())
 
         tasks = [loop.create_task(request(n, **each)) for n, each in enumerate(requests)]
         for task, each in zip(tasks, requests, strict=True):
@@ -640,7 +542,7 @@ def test_whatever_is_cancelled_slots_and_tokens_come_back_and_nobody_starves(
         for when, seconds in pauses:
             loop.call_at(start + when, pause, seconds)
         if outage is not None:
-            loop.call_at(start + outage, begin_outage, throttle)
+            loop.call_at(start + outage, throttle.stop_polls)
         results = await asyncio.gather(*tasks, return_exceptions=True)
 
         for n, (result, each) in enumerate(zip(results, requests, strict=True)):
@@ -648,9 +550,8 @@ def test_whatever_is_cancelled_slots_and_tokens_come_back_and_nobody_starves(
                 each["cancel"] is not None and type(result) is asyncio.CancelledError
             )
             if each["cancel"] is None:
-                assert n in served
+                assert (n in served) != (n in stopped)
         assert throttle.in_flight == 0
-        assert not throttle.outage.probing
         await asyncio.sleep(10)
         # What was taken has come back: after a while a whole burst may leave at once.
         throttle.answered(now())

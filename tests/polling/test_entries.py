@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import tenacity
-from fakes import body, now, refused, response
+from fakes import body, now, refused, response, status
 
 from xai_tasks import PollPolicy, TaskStatus, wait_adaptive
 from xai_tasks._polling.entries import NEVER, Entry, PolicyGroup, PollState, Subscriber
@@ -39,7 +39,7 @@ class TestSubscribers:
         entry = make()
 
         assert entry.all() == []
-        assert entry.deadline == NEVER
+        assert entry.subscribers is None
 
     @pytest.mark.parametrize("number", [1, 2, 5])
     def test_come_and_go_in_any_number(self, number):
@@ -71,13 +71,6 @@ class TestSubscribers:
 
         assert entry.all() == [waiter]
 
-    def test_the_nearest_deadline_is_the_entrys(self):
-        entry = make()
-        for timeout in (30, 10, None):
-            entry.add(Waiter(1000.0, timeout))
-
-        assert entry.deadline == 1010.0
-
     def test_a_list_of_them_is_the_callers_own(self):
         entry = make()
         for _ in range(2):
@@ -97,21 +90,50 @@ class TestEntry:
 
         assert entry.last.status is TaskStatus.PROCESSING
 
-    async def test_notes_the_last_error_and_since_when_there_are_errors_alone(self):
+    async def test_records_the_last_error_and_since_when_requests_fail(self):
         entry = make()
         first, second = refused("a"), refused("a")
         start = now()
 
-        entry.failed(first)
-        assert (entry.error, entry.failing_since) == (first, start)
+        entry.on_error(first)
+        assert (entry.error, entry.failures.since) == (first, start)
         await asyncio.sleep(10)
-        entry.failed(second)
-        assert (entry.error, entry.failing_since) == (second, start)
-        entry.answered()
-        assert (entry.error, entry.failing_since) == (second, None)
-        entry.failed(first)
+        entry.on_error(second)
+        assert (entry.error, entry.failures.since) == (second, start)
+        entry.on_answer()
+        assert (entry.error, entry.failures.since) == (second, None)
+        entry.on_error(first)
 
-        assert (entry.error, entry.failing_since) == (first, start + 10)
+        assert (entry.error, entry.failures.since) == (first, start + 10)
+
+    @pytest.mark.parametrize("fault", [status(429), status(404)])
+    async def test_a_429_and_a_404_do_not_count_as_failing(self, fault):
+        entry = make()
+        error = fault("a")
+
+        entry.on_error(error)
+
+        assert (entry.error, entry.failures.since) == (error, None)
+
+    async def test_records_since_when_it_is_answered_404(self):
+        entry = make()
+        start = now()
+
+        entry.on_error(status(404)("a"))
+        await asyncio.sleep(10)
+        entry.on_error(refused("a"))
+        entry.on_error(status(404)("a"))
+
+        assert entry.failures.not_found_since == start
+        entry.on_answer()
+        assert entry.failures.not_found_since is None
+
+    def test_a_good_answer_with_no_failure_before_it_records_nothing(self):
+        entry = make()
+
+        entry.on_answer()
+
+        assert entry.failures is None
 
 
 class TestPollState:

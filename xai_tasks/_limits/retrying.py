@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 from attrs import define
 from tenacity import AsyncRetrying, RetryCallState
@@ -19,12 +18,12 @@ from xai_tasks._errors import (
     ClientClosedError,
     RateLimitError,
     ServerError,
-    is_transient,
     printable,
     transient_mark,
 )
 from xai_tasks._http.credentials import Credentials
 from xai_tasks._http.transport import Response, Transport
+from xai_tasks._limits.outage import Outage, PollsStopped, is_no_answer
 from xai_tasks._limits.throttle import Throttle
 from xai_tasks._models import TaskResult, TaskStatus
 from xai_tasks._policies import RetryPolicy
@@ -101,14 +100,25 @@ class _Attempts(RetryCallState):
     """Seconds before the next attempt: the server's wish, else what the policy's `wait` says."""
 
 
+class Poll(Protocol):
+    """Whoever a request is made for, if it is a poll."""
+
+    def on_send(self) -> None:
+        """Record that a request is being sent."""
+
+    def on_error(self, error: APIError) -> None:
+        """Record a failed request, also one that is retried."""
+
+
 class RetryingFetcher:
-    """Makes looks: through the throttle, with retries that all share one budget."""
+    """Makes requests: through the throttle, with retries that all share one budget."""
 
     __slots__ = (
         "_closing",
         "_counters",
         "_credentials",
         "_id_warned",
+        "_outage",
         "_policy",
         "_strange",
         "_tenacity",
@@ -121,6 +131,7 @@ class RetryingFetcher:
         self,
         transport: Transport,
         throttle: Throttle,
+        outage: Outage,
         credentials: Credentials,
         policy: RetryPolicy,
         counters: Counters,
@@ -128,6 +139,7 @@ class RetryingFetcher:
         """Put the parts of one client together."""
         self._transport = transport
         self._throttle = throttle
+        self._outage = outage
         self._credentials = credentials
         self._policy = policy
         self._counters = counters
@@ -144,7 +156,7 @@ class RetryingFetcher:
         )
 
     async def fetch_within(self, task_id: str, timeout: float | None) -> Response:
-        """Ask for one task as `fetch` does, for at most `timeout` seconds, retries included.
+        """Request one task as `fetch` does, for at most `timeout` seconds, retries included.
 
         Raises:
             APITimeoutError: the time ran out.
@@ -166,24 +178,19 @@ class RetryingFetcher:
         raise APITimeoutError(detail, task_id=task_id)
 
     async def fetch(
-        self,
-        task_id: str,
-        *,
-        poll: bool = False,
-        on_error: Callable[[APIError], None] | None = None,
-        deadline: Deadline | None = None,
+        self, task_id: str, *, poll: Poll | None = None, deadline: Deadline | None = None
     ) -> Response:
-        """Ask for one task until there is a good answer, or the policy gives up.
+        """Request a task until there is a good answer, or the policy ends it.
 
         Args:
             task_id: the id to ask for.
-            poll: whether it is for a wait, and so stands back in an outage.
-            on_error: told of each failed attempt, also of those that are retried.
+            poll: what the request is made for, if it is a poll; it is not retried in an outage.
             deadline: where the call ends; a longer `Retry-After` fails now.
 
         Raises:
             APIError: the last attempt's error.
             ClientClosedError: the client was closed.
+            PollsStopped: an outage began before a poll was sent.
 
         """
         credentials = self._credentials
@@ -198,14 +205,17 @@ class RetryingFetcher:
                 logger.info(
                     "asking again with a renewed key: %s", answer.error, extra=_facts(answer.error)
                 )
-                self._counters.retries += 1
                 answer = await self._request(task_id, poll, answer)
                 if isinstance(answer, Response):
                     break
-            if on_error is not None:
-                on_error(answer.error)
+            if poll is not None:
+                poll.on_error(answer.error)
             seconds = await self._next_delay(answer)
-            if seconds is None or (deadline is not None and deadline.comes_before(answer.error)):
+            if (
+                seconds is None
+                or (deadline is not None and deadline.comes_before(answer.error))
+                or (poll is not None and self._outage.since is not None)
+            ):
                 try:
                     raise answer.error
                 finally:
@@ -219,7 +229,6 @@ class RetryingFetcher:
             except BaseException:
                 self.budget.give_back()
                 raise
-            self._counters.retries += 1
             version = credentials.version
             answer = await self._request(task_id, poll, answer)
         return answer
@@ -231,41 +240,59 @@ class RetryingFetcher:
             self._closing.set_result(None)
 
     async def _request(
-        self, task_id: str, poll: bool, attempts: _Attempts | None
+        self, task_id: str, poll: Poll | None, attempts: _Attempts | None
     ) -> Response | _Attempts:
-        """Make one request when the throttle lets it, and tell the throttle how it went before it lets the next."""
-        throttle = self._throttle
-        probe = await throttle.acquire(poll=poll)
+        """Make one request when the throttle lets it, and report to throttle and outage."""
+        throttle, outage = self._throttle, self._outage
+        try:
+            await throttle.acquire(poll=poll is not None)
+        except PollsStopped:
+            if attempts is None:
+                raise
+            return attempts  # the poll has failed: its last error stands
         clock = asyncio.get_running_loop().time
         sent = clock()
         try:
             self._counters.requests += 1
-            look = await self._transport.fetch(task_id)
-            if look.task.task_id != task_id or look.task.status is TaskStatus.UNKNOWN:
-                self._warn(look.task, task_id)
-            throttle.answered(clock())
+            if attempts is not None:
+                self._counters.retries += 1
+            if poll is not None:
+                poll.on_send()
+            response = await self._transport.fetch(task_id)
+            if response.task.task_id != task_id or response.task.status is TaskStatus.UNKNOWN:
+                self._warn(response.task, task_id)
+            now = outage.answered_at = clock()
+            throttle.answered(now)
+            outage.answered()  # after it, for an outage that is over begins slowly
             self.budget.succeeded()
         except APIError as error:
             attempts = self._failed(attempts, error, sent, clock())
-            pause = min(attempts.delay, self._policy.max_retry_after)
-            if isinstance(error, RateLimitError):
-                self._counters.rate_limited += 1
-                throttle.rejected(clock(), sent, pause)
-            elif is_transient(error):
-                throttle.failed(error, clock(), probe=probe)
-                if (
-                    isinstance(error, ServerError)
-                    and error.status_code == 503
-                    and error.retry_after is not None
-                ):
-                    throttle.pause(clock(), pause)
-            else:
-                throttle.answered(clock())
+            self._report(attempts, sent, clock())
             return attempts
         else:
-            return look
+            return response
         finally:
-            throttle.release(probe=probe)
+            throttle.release(clock())
+
+    def _report(self, attempts: _Attempts, sent: float, now: float) -> None:
+        """Report a failed request to throttle and outage."""
+        throttle, error = self._throttle, attempts.error
+        pause = min(attempts.delay, self._policy.max_retry_after)
+        if is_no_answer(error):
+            self._outage.failed(error)
+            if (
+                isinstance(error, ServerError)
+                and error.status_code == 503
+                and error.retry_after is not None
+            ):
+                throttle.pause(now, pause)
+            return
+        if isinstance(error, RateLimitError):
+            self._counters.rate_limited += 1
+            throttle.rejected(now, sent, pause)
+        else:
+            throttle.answered(now)
+        self._outage.answered()
 
     def _warn(self, task: TaskResult, task_id: str) -> None:
         """Warn, once each, of an id that isn't the one asked for and of an unknown status."""

@@ -215,7 +215,7 @@ class Submitter:
             logger.info("submitted as task %r", printable(task_id), extra={"task_id": task_id})
             return task_id
         finally:
-            throttle.release(probe=False)
+            throttle.release(clock())
 
     def _failed(self, work: _Submission, error: APIError, began: float, now: float) -> float:
         """Record a failure in tenacity's state; return the seconds before the next attempt."""

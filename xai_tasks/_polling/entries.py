@@ -5,69 +5,81 @@ from __future__ import annotations
 import asyncio
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import tenacity
+from attrs import define
 
-from xai_tasks._errors import APIError
+from xai_tasks._errors import (
+    APIError,
+    NotFoundError,
+    RateLimitError,
+    WaitTimeoutError,
+    is_transient,
+)
 from xai_tasks._http.transport import Response
 from xai_tasks._learning.adaptive import wait_adaptive
 from xai_tasks._models import TaskResult, decode_task
 from xai_tasks._policies import PollPolicy, WaitStrategy
 
+if TYPE_CHECKING:
+    from xai_tasks._polling.packed import BulkOwner
+
 NEVER = math.inf
 
 
 class Subscriber(ABC):
-    """Somebody who waits for an id: one call of `wait`, one `watch`, or one place in a bulk stream."""
+    """Whoever waits for an id: a call of `wait`, a `watch`, or one id of a bulk stream."""
 
-    __slots__ = ("deadline", "timeout")
+    __slots__ = ("deadline", "due", "entry", "timeout")
 
     deadline: float
-    """The loop's time at which the wait is given up."""
+    """The loop's time at which the wait times out."""
+    due: float | None
+    """Where it stands in the poller's schedule of deadlines; None if it does not."""
+    entry: Entry
+    """What it waits for; set by the poller."""
     timeout: float
-    """What was asked for, in seconds, as errors tell it."""
+    """The seconds that were asked for, for error messages."""
 
     def __init__(self, now: float, timeout: float | None) -> None:
         """Begin to wait at `now`, for `timeout` seconds or without limit."""
         self.timeout = NEVER if timeout is None else timeout
         self.deadline = now + self.timeout
+        self.due = None
 
     def on_poll(self, task: TaskResult | None) -> None:  # noqa: B027 -- most have nothing to do
-        """Hear of each poll after which the wait goes on; None if it failed."""
+        """Take note of a poll after which the wait goes on; `task` is None if it failed."""
 
     @abstractmethod
-    def on_end(self, task_id: str, task: TaskResult | None, error: Exception | None) -> None:
-        """Hear, once, how it ended: the ended task, or the error that ended the wait."""
+    def on_end(self, task_id: str, task: TaskResult | None, error: BaseException | None) -> None:
+        """Take the end of the wait: the ended task, or the error that ended the wait."""
 
 
-class Due(float):
-    """The moment at which something is due for an entry: an item of the heap, for less than a tuple and its float."""
-
-    __slots__ = ("entry",)
-
-    entry: Entry
-
-
-class Failures(NamedTuple):
+@define
+class Failures:
     """What went wrong with an entry."""
 
     last: APIError
-    since: float | None
-    """When the first request failed of those that have failed on end; None after a good answer."""
+    since: float | None = None
+    """When the first request failed of those that failed with no good answer in between.
+    429s and 404s don't count: a 429 means "later", and for a 404 there is `not_found_since`."""
+    not_found_since: float | None = None
+    """When the first 404 came of those with no good answer in between."""
 
 
 class Entry:
-    """One id in rotation."""
+    """One id in rotation: scheduled, or in flight."""
 
     __slots__ = (
         "body",
         "due",
         "failures",
         "group",
-        "poll_at",
+        "owed",
         "polled_at",
         "polls",
+        "sent_at",
         "started",
         "subscribers",
         "task_id",
@@ -77,20 +89,22 @@ class Entry:
         self.task_id: str = task_id
         self.group: PolicyGroup = group
         self.subscribers: dict[Subscriber, None] | Subscriber | None = None
-        """One alone, as in bulk, goes without a dict."""
+        """A single one is held without a dict; None once nobody waits any more."""
         self.polls: int = 0
+        self.sent_at: float | None = None
+        """When the last request was sent, or the last poll was; None if there was none."""
+        self.owed: int = 0
+        """Polls to wait for before waits that are overdue time out."""
         self.started: float = now
         self.polled_at: float = now
-        self.due: float = NEVER
-        """This entry's item in the heap; others with this entry are leftovers."""
-        self.poll_at: float | None = None
-        """When the next poll is, if something else is due before."""
+        self.due: float | None = None
+        """Where it stands in the schedule; None while it is in flight."""
         self.body: bytes | None = None
-        """The last good answer, undecoded, since most are never looked at again."""
+        """The last good answer, not decoded: most are never read."""
         self.failures: Failures | None = None
 
     def all(self) -> list[Subscriber]:
-        """Give the subscribers as a list of their own."""
+        """Return the subscribers as a new list."""
         if isinstance(self.subscribers, dict):
             return list(self.subscribers)
         return [] if self.subscribers is None else [self.subscribers]
@@ -113,48 +127,53 @@ class Entry:
         elif self.subscribers is subscriber:
             self.subscribers = None
 
-    @property
-    def deadline(self) -> float:
-        """When the first of the subscribers gives up."""
-        if isinstance(self.subscribers, dict):
-            return min(subscriber.deadline for subscriber in self.subscribers)
-        return NEVER if self.subscribers is None else self.subscribers.deadline
+    def on_send(self) -> None:
+        """Record that a request is being sent."""
+        self.sent_at = asyncio.get_running_loop().time()
+
+    def on_error(self, error: APIError) -> None:
+        """Record a failed request, also one that is retried."""
+        failures = self.failures
+        if failures is None:
+            failures = self.failures = Failures(error)
+        failures.last = error
+        if isinstance(error, RateLimitError):
+            return
+        now = asyncio.get_running_loop().time()
+        if isinstance(error, NotFoundError) and not is_transient(error):
+            if failures.not_found_since is None:
+                failures.not_found_since = now
+        elif failures.since is None:
+            failures.since = now
+
+    def on_answer(self) -> None:
+        """Record a good answer."""
+        if self.failures is not None:
+            self.failures.since = self.failures.not_found_since = None
 
     @property
     def error(self) -> APIError | None:
-        """The last error met, for the message if time runs out."""
+        """The last error met."""
         return None if self.failures is None else self.failures.last
-
-    @property
-    def failing_since(self) -> float | None:
-        """When the first request failed of those that have failed on end."""
-        return None if self.failures is None else self.failures.since
-
-    def failed(self, error: APIError) -> None:
-        """Note a failed request."""
-        since = self.failing_since
-        self.failures = Failures(
-            error, asyncio.get_running_loop().time() if since is None else since
-        )
-
-    def answered(self) -> None:
-        """Note a good answer."""
-        if self.failures is not None:
-            self.failures = Failures(self.failures.last, None)
 
     @property
     def last(self) -> TaskResult | None:
         """The last good answer."""
         return None if self.body is None else decode_task(self.body)
 
+    def timeout_error(self, timeout: float) -> WaitTimeoutError:
+        """Return the error of a wait for this id that has timed out."""
+        return WaitTimeoutError(self.task_id, timeout, self.last, self.error)
+
 
 class PollState(tenacity.RetryCallState):
-    """tenacity's state of an entry. Kept, it would cost each id 1.5 KB, so each decision makes its own."""
+    """tenacity's state of an entry, made for one decision: kept, it would cost each id 1.5 KB."""
 
     found: TaskResult | None
     """What the last poll found; None if it failed."""
     server_time: float | None
-    """Unix seconds, by the server's clock, of the last answer; `wait_adaptive` tells a task's age by it."""
+    """Unix seconds, by the server's clock, of the last answer; `wait_adaptive` takes a task's age
+    from it."""
     _outcome: tenacity.Future | None
 
     def __init__(self, entry: Entry, now: float, answer: Response | Exception, gap: float) -> None:
@@ -172,7 +191,7 @@ class PollState(tenacity.RetryCallState):
 
     @property
     def outcome(self) -> tenacity.Future | None:
-        """The last poll as tenacity tells of it; made when a strategy asks for it, since the default one doesn't."""
+        """The last poll as tenacity holds it; built when a strategy asks for it."""
         if self._outcome is None:
             failed = isinstance(self._answer, Exception)
             value = self._answer if failed else self.found
@@ -187,17 +206,41 @@ class PollState(tenacity.RetryCallState):
 class PolicyGroup:
     """The entries under one policy."""
 
-    __slots__ = ("entries", "learners", "policy", "tenacity")
+    __slots__ = ("entries", "learners", "owners", "policy", "tenacity")
 
     def __init__(self, policy: PollPolicy) -> None:
         self.policy: PollPolicy = policy
         self.entries: dict[str, Entry] = {}
+        """Those that are not packed, by id."""
+        self.owners: set[BulkOwner] = set()
+        """Bulk streams under this policy."""
         self.learners: list[wait_adaptive] = _learners(policy.wait)
         self.tenacity: tenacity.Retrying = tenacity.Retrying(wait=policy.wait)
 
+    def next_wait(
+        self, entry: Entry, answer: Response | Exception, now: float, gap: float
+    ) -> float:
+        """Return the seconds to the next poll, as the policy's strategy says; at least 0.
+
+        Raises:
+            ValueError: the strategy returned no finite number.
+            BaseException: whatever the strategy raises.
+
+        """
+        seconds = float(self.policy.wait(PollState(entry, now, answer, gap)))
+        if not math.isfinite(seconds):
+            raise ValueError(f"the wait strategy of the poll policy gave {seconds} seconds")
+        return max(0.0, seconds)
+
+    def observe(self, entry: Entry, task: TaskResult, now: float, gap: float) -> None:
+        """Let the strategies that learn observe a task that has ended."""
+        waited = now - entry.started if entry.polls > 1 else 0.0
+        for learner in self.learners:
+            learner.observe(task, waited=waited, gap=gap)
+
 
 def _learners(wait: WaitStrategy) -> list[wait_adaptive]:
-    """Find the strategies that learn, also inside tenacity's sums and chains."""
+    """Return the strategies that learn, also those inside tenacity's sums and chains."""
     if isinstance(wait, wait_adaptive):
         return [wait]
     parts = (*getattr(wait, "wait_funcs", ()), *getattr(wait, "strategies", ()))

@@ -1,112 +1,116 @@
-"""The due-time queue: every id that a client waits for, and the few workers that poll them.
+"""Polls every id that somebody waits for, by few workers and one timer.
 
-An id in rotation is an `Entry`. It rests in a heap until its next poll is due, stands in a line until a worker is
-free, is in flight while a worker asks for it, and then rests again or settles its subscribers. One timer serves them all.
+An id in rotation is an `Entry`. It is scheduled until its next poll is due. Then a worker takes it,
+makes a request, and either ends its subscribers' waits or schedules it again. Results reach
+subscribers by callback: `on_poll` and `on_end`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import copy
-import heapq
 import logging
-import math
-from collections import deque
-from collections.abc import Callable
 from typing import cast
 
 from xai_tasks._errors import (
+    APIError,
     ClientClosedError,
+    NotFoundError,
+    RateLimitError,
+    ServerError,
     WaitTimeoutError,
     XaiTasksError,
     is_transient,
     printable,
 )
 from xai_tasks._http.transport import Response
+from xai_tasks._limits.alarm import Alarm
+from xai_tasks._limits.outage import Outage, PollsStopped
 from xai_tasks._limits.retrying import Counters, RetryingFetcher
 from xai_tasks._limits.throttle import Throttle
 from xai_tasks._models import TaskResult
 from xai_tasks._policies import PollPolicy
-from xai_tasks._polling.entries import NEVER, Due, Entry, PolicyGroup, PollState, Subscriber
+from xai_tasks._polling.entries import NEVER, Entry, PolicyGroup, Subscriber
+from xai_tasks._polling.packed import BulkOwner, BulkSubscriber
+from xai_tasks._polling.rotation import Rotation
+from xai_tasks._polling.schedule import Schedule
+from xai_tasks._polling.slices import SLICE, in_slices
+from xai_tasks._polling.stops import Stops
+from xai_tasks._polling.workers import Workers
 
 logger = logging.getLogger("xai_tasks")
 
-_MIN_LEFTOVERS = 1000
-"""Below this many, throwing leftovers out isn't worth the reading."""
+_RECHECK = 1.0
+"""Seconds after which a wait that is overdue, but whose id is owed a poll, is considered again."""
 
-_SLICE = 1000
-"""Entries handled without a pause: 2 ms or so, after which others on the loop get a turn."""
-
-_TICK = 0.001
-"""Seconds within which events count as at the same moment, so that they can share one float of it."""
+_SILENCE = 10.0
+"""Seconds that the answer to an owed poll may take."""
 
 
 class Poller:
     """Polls every id that has a subscriber, each under its policy, until it has ended."""
 
     __slots__ = (
+        "_alarm",
         "_counters",
-        "_cut",
+        "_deadlines",
         "_fetcher",
-        "_groups",
-        "_heap",
-        "_in_flight",
-        "_landing",
-        "_leaving",
-        "_leftovers",
-        "_line",
         "_max_pause",
-        "_max_workers",
-        "_sweeper",
+        "_outage",
+        "_outage_end",
+        "_probe",
+        "_rotation",
+        "_stops",
         "_throttle",
-        "_tick_began",
-        "_timer",
-        "_timer_at",
         "_workers",
         "closed",
-        "waiting",
     )
 
     def __init__(
         self,
         fetcher: RetryingFetcher,
         throttle: Throttle,
+        outage: Outage,
         counters: Counters,
         *,
         max_workers: int,
         max_pause: float,
     ) -> None:
-        """Use at most `max_workers` at once; on a good answer, heed a `Retry-After` up to `max_pause` seconds."""
+        """Use at most `max_workers`; obey a `Retry-After` of a good answer up to `max_pause` s."""
         self._fetcher = fetcher
         self._throttle = throttle
+        self._outage = outage
         self._counters = counters
-        self._max_workers = max_workers
         self._max_pause = max_pause
-        self._groups: dict[PollPolicy, PolicyGroup] = {}
-        self._heap: list[Due] = []
-        self._leftovers = 0
-        self._line: deque[Entry] = deque()
-        self._in_flight: dict[Entry, asyncio.Task[None]] = {}
-        self._workers: set[asyncio.Task[None]] = set()
-        self._cut = NEVER
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: float = 0.0  # uvloop's handles can't all say it
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._landing: asyncio.Future[None] | None = None
-        self._leaving: deque[tuple[Callable[[Subscriber], bool], deque[Entry]]] = deque()
-        self._tick_began = -NEVER
-        self.waiting: int = 0
+        self._rotation = Rotation()
+        self._deadlines: Schedule[Subscriber | BulkOwner] = Schedule()
+        self._workers = Workers(max_workers, self._on_worker_end)
+        self._alarm = Alarm(self._on_alarm)
+        self._stops = Stops()
+        self._probe: Entry | None = None
+        """The entry that is polled to find out whether an outage is over."""
+        self._outage_end = NEVER
+        """When the outage, if there is one, ends the next waits."""
         self.closed: bool = False
-        throttle.on_outage = self._outage_goes_on
+        outage.on_change = self._on_outage_change
+
+    @property
+    def waiting(self) -> int:
+        """The number of ids in rotation."""
+        return self._rotation.waiting
+
+    # Who waits.
 
     def subscribe(self, task_id: str, policy: PollPolicy, subscriber: Subscriber) -> Entry | None:
-        """Have `subscriber` told how the task ends; the first look is due at once.
+        """Subscribe to a task. A new one is polled at once.
 
-        Joins the poll loop of the same id under the same policy, where there is one, without a look of its own.
+        Waits for the same id under the same policy share one entry: single flight.
 
         Returns:
-            the entry to `leave`; None if there was no time to wait at all and `subscriber` has been told so.
+            the entry to `leave`; None if `subscriber` had no time at all and its wait has ended.
+
+        Raises:
+            ClientClosedError: the client is closed.
 
         """
         if self.closed:
@@ -115,242 +119,162 @@ class Poller:
         if subscriber.deadline <= now:
             subscriber.on_end(task_id, None, WaitTimeoutError(task_id, subscriber.timeout))
             return None
-        group = self._groups.get(policy)
-        if group is None:
-            group = self._groups[policy] = PolicyGroup(policy)
-            self._set_sweeper()
-        entry = group.entries.get(task_id)
-        if entry is None:
-            entry = group.entries[task_id] = Entry(task_id, group, self.shared(now))
-            entry.add(subscriber)
-            self.waiting += 1
-            self._line_up(entry)
-            self._dispatch(now)
-        else:
-            entry.add(subscriber)
-            if entry.due == NEVER:
-                self._cut = min(self._cut, subscriber.deadline)
-            elif subscriber.deadline < entry.due:
-                self._rest(entry, float(entry.due) if entry.poll_at is None else entry.poll_at)
-        self._set_timer()
+        group = self._group(policy)
+        entry = self._rotation.find(task_id, group) or self._rotation.add(task_id, group, now)
+        self._join(entry, subscriber)
+        self._go_on(now)
         return entry
 
+    def register(self, owner: BulkOwner, policy: PollPolicy) -> PolicyGroup:
+        """Add a bulk stream, before its first id; return the group that it belongs to."""
+        group = self._group(policy)
+        self._rotation.register(owner, group)
+        return group
+
+    def release(self, owner: BulkOwner) -> None:
+        """Remove a bulk stream, none of whose ids is waited for any more."""
+        self._rotation.release(owner)
+
+    def subscribe_bulk(self, task_id: str, owner: BulkOwner, index: int, now: float) -> None:
+        """Subscribe to a task for a stream, which times out its ids itself.
+
+        Raises:
+            ClientClosedError: the client is closed.
+
+        """
+        if self.closed:
+            raise ClientClosedError("the client is closed")
+        if not self._rotation.add_packed(task_id, owner, index, now):
+            group = owner.group
+            entry = self._rotation.find(task_id, group) or self._rotation.add(task_id, group, now)
+            entry.add(BulkSubscriber(entry, owner, index))
+        self._go_on(now)
+
     def leave(self, entry: Entry, subscriber: Subscriber) -> None:
-        """Let `subscriber` go; with the last one, polling the id stops and a request under way is aborted."""
-        entry.remove(subscriber)
-        if entry.subscribers is None:
-            self._drop(entry)
+        """Remove a subscriber. With the last one, polling stops and a request is aborted."""
+        self._part(entry, subscriber)
+        if entry.subscribers is None and self._rotation.discard(entry):
+            self._workers.abort(entry)
+            if not self._rotation.waiting:
+                self._set_alarm()
 
-    def leave_all(self, whose: Callable[[Subscriber], bool]) -> None:
-        """Let every subscriber go for whom `whose` is true: those whose poll is under way or next first, and of many a slice at a time."""
-        self._leaving.append((whose, deque((*self._in_flight, *self._line, *self._entries()))))
-        if len(self._leaving) == 1:
-            self._leave_slice()
+    def leave_bulk(self, task_id: str, owner: BulkOwner, index: int) -> None:
+        """Remove one id of a stream, as `leave` does."""
+        entry = self._rotation.find(task_id, owner.group)
+        if entry is not None:
+            for subscriber in _of_stream(entry, owner, index):
+                self.leave(entry, subscriber)
 
-    def _leave_slice(self) -> None:
-        whose, entries = self._leaving[0]
-        for _ in range(min(len(entries), _SLICE)):
-            entry = entries.popleft()
-            for subscriber in entry.all():
-                if whose(subscriber):
-                    self.leave(entry, subscriber)
-        if not entries:
-            self._leaving.popleft()
-        if self._leaving:
-            asyncio.get_running_loop().call_soon(self._leave_slice)
-        else:
-            self._tell_landing()
+    def set_deadline(self, owner: BulkOwner, when: float) -> float:
+        """Call the `expire` of a stream at `when`; return what `clear_deadline` needs."""
+        due = self._deadlines.add(owner, when)
+        self._set_alarm()
+        return due
 
-    def never_polled(self, whose: Callable[[Subscriber], bool]) -> set[Subscriber]:
-        """Give those for whom `whose` is true and whose id has not been looked at yet."""
-        return {
-            each
-            for entry in self._entries()
-            if not entry.polls
-            for each in entry.all()
-            if whose(each)
-        }
+    def clear_deadline(self, owner: BulkOwner, due: float) -> None:
+        """Undo a `set_deadline`."""
+        self._deadlines.remove(owner, due)
 
-    def shared(self, now: float) -> float:
-        """Give one float for all moments within a tick: a float of its own costs 32 bytes, a million have as many."""
-        if now >= self._tick_began + _TICK:
-            self._tick_began = now
-        return self._tick_began
+    def expire_bulk(self, task_id: str, owner: BulkOwner, index: int, now: float) -> None:
+        """Time out one id of a stream, unless it is owed a poll."""
+        entry = self._rotation.find(task_id, owner.group)
+        if entry is not None:
+            for subscriber in _of_stream(entry, owner, index):
+                self._expire(entry, subscriber, now)
 
     async def aborted(self) -> None:
-        """Return once all who leave have left, and no request is under way that nobody waits for any more."""
-        while self._leaving or any(entry.subscribers is None for entry in self._in_flight):
-            if self._landing is None:
-                self._landing = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._landing)
+        """Wait until the requests of those who have left have ended."""
+        await self._workers.aborted()
 
-    async def close(self) -> None:
-        """End every wait with `ClientClosedError` and every request made for one."""
+    def close(self) -> asyncio.Future[None]:
+        """End every wait with `ClientClosedError`, and every request made for one.
+
+        Returns:
+            a future that is done once each wait has ended.
+
+        """
         self.closed = True
-        for entry in self._entries():
-            error = ClientClosedError(
-                f"the client was closed while task {printable(entry.task_id)!r} was waited for"
-            )
-            self._tell(entry, None, error)
-            self._drop(entry)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        if self._workers:
-            await asyncio.wait(self._workers)
+        self._alarm.cancel()
+        for entry in self._workers.in_flight:
+            self._workers.abort(entry)
+        groups = self._rotation.groups
+        members = ((group, i) for group in groups for i in self._rotation.members(group))
+        return in_slices(members, self._close_one)
 
-    # An entry is in the heap, in the line or in flight.
+    async def closed_down(self) -> None:
+        """Wait until the workers have ended, after `close`."""
+        if self._workers.tasks:
+            await asyncio.wait(self._workers.tasks)
 
-    def _entries(self) -> list[Entry]:
-        return [entry for group in self._groups.values() for entry in group.entries.values()]
+    def _close_one(self, member: tuple[PolicyGroup, str]) -> None:
+        group, task_id = member
+        text = f"the client was closed while task {printable(task_id)!r} was waited for"
+        self._end_id(group, task_id, ClientClosedError(text))
 
-    def _rest(self, entry: Entry, poll_at: float) -> None:
-        """Have the timer see to an entry when it is to be polled, or when a wait for it runs out before."""
-        if entry.due < NEVER:
-            self._leftovers += 1
-        deadline = entry.deadline
-        entry.poll_at = poll_at if deadline < poll_at else None
-        due = entry.due = Due(min(poll_at, deadline))
-        due.entry = entry
-        heapq.heappush(self._heap, due)
+    def _group(self, policy: PollPolicy) -> PolicyGroup:
+        group = self._rotation.group(policy)
+        if group is None:
+            group = self._rotation.add_group(policy)
+            self._outage_end = min(self._outage_end, self._future_end(group))
+        return group
 
-    def _line_up(self, entry: Entry) -> None:
-        self._line.append(entry)
-        self._cut = min(self._cut, entry.deadline)
+    def _join(self, entry: Entry, subscriber: Subscriber) -> None:
+        entry.add(subscriber)
+        subscriber.entry = entry
+        if subscriber.deadline < NEVER:
+            subscriber.due = self._deadlines.add(subscriber, subscriber.deadline)
 
-    def _next(self, now: float) -> Entry | None:
-        """Take the entry that is first in the line, or else due."""
-        if not self._line:
-            self._collect(now)
-        while self._line:
-            entry = self._line.popleft()
-            if entry.subscribers is not None:
-                return entry
-            self._leftovers -= 1
-        return None
-
-    def _collect(self, now: float) -> None:
-        """Move what is due from the heap into the line, a slice at most, and end the waits whose time has run out."""
-        heap = self._heap
-        for _ in range(_SLICE):
-            if not heap or heap[0] > now:
-                break
-            due = heapq.heappop(heap)
-            entry = due.entry
-            if entry.due is not due:
-                self._leftovers -= 1
-                continue
-            entry.due = NEVER
-            self._expire(entry, now)
-            if entry.subscribers is None:
-                self._forget(entry)
-            elif entry.poll_at is None or entry.poll_at <= now:
-                self._line_up(entry)
-            else:
-                self._rest(entry, entry.poll_at)
-        if self._cut <= now:
-            self._cut_short(now)
-
-    def _cut_short(self, now: float) -> None:
-        """End the waits in the line and in flight whose time has run out."""
-        nearest = NEVER
-        for entry in (*self._line, *self._in_flight):
-            if entry.subscribers is not None:
-                self._expire(entry, now)
-                if entry.subscribers is None:
-                    self._drop(entry)
-                else:
-                    nearest = min(nearest, entry.deadline)
-        # A long line isn't read again at once, however near the next deadline: reading costs 0.2 us an entry, so
-        # this is at most a tenth of the loop's time.
-        self._cut = max(nearest, now + 2e-6 * len(self._line))
-
-    def _expire(self, entry: Entry, now: float) -> None:
-        """End the waits for `entry` whose time has run out."""
-        if entry.deadline > now:
-            return
-        last = entry.last
-        for subscriber in entry.all():
-            if subscriber.deadline <= now:
-                entry.remove(subscriber)
-                error = WaitTimeoutError(entry.task_id, subscriber.timeout, last, entry.error)
-                subscriber.on_end(entry.task_id, None, error)
-
-    def _forget(self, entry: Entry) -> None:
-        """Take an entry that is in no queue out of rotation."""
-        group = entry.group
-        del group.entries[entry.task_id]
-        if not group.entries:
-            del self._groups[group.policy]
-        self.waiting -= 1
-        if not self.waiting and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _drop(self, entry: Entry) -> None:
-        """Take an entry out of rotation, wherever it is; it is left lying in its queue until that is tidied."""
-        if entry.group.entries.get(entry.task_id) is not entry:
-            return
-        self._forget(entry)
-        worker = self._in_flight.get(entry)
-        if worker is not None:
-            worker.cancel()
-            return
-        entry.due = NEVER
-        self._leftovers += 1
-        if (
-            self._leftovers > _MIN_LEFTOVERS
-            and self._leftovers > (len(self._heap) + len(self._line)) / 2
-        ):
-            self._tidy()
-
-    def _tidy(self) -> None:
-        self._heap = [due for due in self._heap if due.entry.due is due]
-        heapq.heapify(self._heap)
-        self._line = deque(entry for entry in self._line if entry.subscribers is not None)
-        self._leftovers = 0
+    def _part(self, entry: Entry, subscriber: Subscriber) -> None:
+        entry.remove(subscriber)
+        if subscriber.due is not None:
+            self._deadlines.remove(subscriber, subscriber.due)
+            subscriber.due = None
 
     # The timer and the workers.
 
-    def _set_timer(self) -> None:
-        when = min(self._heap[0] if self._heap else NEVER, self._cut)
-        if self._timer is not None:
-            if self._timer_at <= when:
-                return  # it comes in time, and sets itself anew
-            self._timer.cancel()
-            self._timer = None
-        if when < NEVER and self.waiting:
-            self._timer_at = when
-            self._timer = asyncio.get_running_loop().call_at(when, self._tick)
+    def _next(self, now: float) -> Entry | None:
+        """Take the entry to poll next: in an outage the probe, if it may leave."""
+        if self._outage.since is None:
+            return self._rotation.pop(now)
+        if self._probe is None and self._outage.probe_at <= now:
+            self._probe = self._rotation.pop_probe(now)
+            return self._probe
+        return None
 
-    def _tick(self) -> None:
-        self._timer = None
-        now = asyncio.get_running_loop().time()
-        self._collect(now)
-        self._dispatch(now)
-        self._set_timer()
-
-    def _dispatch(self, now: float) -> None:
-        """Give those in line a worker each, as far as there are any."""
-        while self._line and len(self._workers) < self._max_workers:
+    def _go_on(self, now: float) -> None:
+        """Start a worker for each entry that is due, and set the alarm for what comes next."""
+        while self._workers.free:
             entry = self._next(now)
             if entry is None:
-                return
-            # A context of its own: that of whoever happened to wait first is none of the others' business.
-            worker = asyncio.get_running_loop().create_task(
-                self._work(entry), context=contextvars.Context()
-            )
-            self._workers.add(worker)
-            worker.add_done_callback(self._worker_ended)
-            self._in_flight[entry] = worker
+                break
+            self._workers.start(entry, self._work(entry))
+        self._set_alarm()
 
-    def _land(self, entry: Entry) -> None:
-        self._in_flight.pop(entry, None)
-        self._tell_landing()
+    def _set_alarm(self) -> None:
+        when = self._deadlines.next_time()
+        if self._outage.since is not None:
+            when = min(when, self._outage_end)
+            if self._probe is None:
+                when = min(when, max(self._outage.probe_at, self._rotation.next_time()))
+        elif self._workers.free:  # a worker that is busy sees to it afterwards
+            when = min(when, self._rotation.next_time())
+        self._alarm.set(when if self._rotation.waiting and not self.closed else NEVER)
 
-    def _tell_landing(self) -> None:
-        if self._landing is not None:
-            self._landing.set_result(None)
-            self._landing = None
+    def _on_alarm(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._stops.observe(self._alarm.at, now)
+        for _ in range(SLICE):
+            item = self._deadlines.pop(now)
+            if item is None:
+                break
+            if isinstance(item, Subscriber):
+                item.due = None
+                self._expire(item.entry, item, now)
+            else:
+                item.expire(now)
+        if self._outage_end <= now:
+            self._end_outlasted(now)
+        self._go_on(now)
 
     async def _work(self, entry: Entry) -> None:
         """Poll `entry` and then whatever is due, until nothing is."""
@@ -359,144 +283,264 @@ class Poller:
         following: Entry | None = entry
         while following is not None:
             entry = following
-            answer: Response | Exception | None = None
-            try:
-                answer = await self._fetcher.fetch(entry.task_id, poll=True, on_error=entry.failed)
-            except asyncio.CancelledError:
-                if entry.subscribers is not None or worker.uncancel():
-                    raise  # by somebody else, and not only because everybody left
-            except Exception as error:  # noqa: BLE001 -- a key function may raise anything; a subscriber must hear of it
-                answer = error
+            answer = await self._fetch(entry, worker)
             now = clock()
-            self._land(entry)
-            if entry.subscribers is not None and answer is not None:
-                self._step(entry, answer, now)
+            self._workers.land(entry)
+            if entry is self._probe:
+                self._on_probe_end(now)
+            if entry.subscribers is None:
+                pass
+            elif answer is None:
+                self._rotation.schedule(entry, now)
+            else:
+                self._on_answer(entry, answer, now)
             following = self._next(now)
-            if following is not None:
-                self._in_flight[following] = worker
-            self._dispatch(now)
-            self._set_timer()
+            if following is None:
+                self._set_alarm()
+            else:
+                self._workers.take(following, worker)
+                self._go_on(now)
 
-    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
-        self._workers.discard(worker)
+    async def _fetch(
+        self, entry: Entry, worker: asyncio.Task[None]
+    ) -> Response | BaseException | None:
+        """Return the answer, or the error; None if no request was made, or it was aborted."""
+        try:
+            return await self._fetcher.fetch(entry.task_id, poll=entry)
+        except PollsStopped:
+            return None
+        except asyncio.CancelledError as error:
+            if not worker.cancelling():
+                return error  # raised by a key function
+            if entry.subscribers is not None or worker.uncancel():
+                raise  # cancelled from outside, and not only by `abort`
+            return None
+        except Exception as error:  # noqa: BLE001 -- a key function may raise anything
+            return error
+
+    def _on_worker_end(self, left: list[Entry]) -> None:
+        """Schedule again what a worker that was cancelled from outside left in flight."""
         now = asyncio.get_running_loop().time()
-        for entry in [entry for entry, by in self._in_flight.items() if by is worker]:
-            # Cancelled before its first step, or by somebody else.
-            self._land(entry)
+        for entry in left:
+            if entry is self._probe:
+                self._probe = None
             if entry.subscribers is not None:
-                self._rest(entry, now)
-        self._dispatch(now)
-        self._set_timer()
+                self._rotation.schedule(entry, now)
+        if not self.closed:
+            self._go_on(now)
 
     # What an answer means.
 
-    def _step(self, entry: Entry, answer: Response | Exception, now: float) -> None:
-        """Do what follows from an answer: end the wait, or let the wait strategy say when the next poll is."""
-        # What passed since the last poll; more than was slept, if a worker, the rate or a pause was waited for.
+    def _on_answer(self, entry: Entry, answer: Response | BaseException, now: float) -> None:
+        """End the wait, or let the wait strategy decide when the next poll is."""
+        # Since the last poll; longer than the strategy said if a worker or the rate was waited for.
         gap = now - entry.polled_at if entry.polls else 0.0
-        entry.polled_at = self.shared(now)
+        entry.polled_at = now
         entry.polls += 1
         self._counters.polls += 1
-        group = entry.group
-        if isinstance(answer, Response):
-            task = answer.task
-            entry.answered()
-            if task.done:
-                waited = now - entry.started if entry.polls > 1 else 0.0
-                for learner in group.learners:
-                    learner.observe(task, waited=waited, gap=gap)
-                self._end(entry, task, None)
-                return
-        elif self._is_final(entry, answer, now):
-            self._end(entry, None, answer)
-            return
         try:
-            seconds = float(group.policy.wait(PollState(entry, now, answer, gap)))
-            if not math.isfinite(seconds):
-                raise ValueError(f"the wait strategy of the poll policy gave {seconds} seconds")
-        except Exception as error:  # noqa: BLE001 -- a strategy of the user's may raise anything
+            if isinstance(answer, Response):
+                entry.on_answer()
+                if answer.task.done:
+                    entry.group.observe(entry, answer.task, now, gap)
+                    self._end(entry, answer.task, None)
+                    return
+            elif self._is_final(entry, answer, now):
+                self._end(entry, None, answer)
+                return
+            seconds = entry.group.next_wait(entry, cast("Response | Exception", answer), now, gap)
+        except BaseException as error:
+            # A strategy may raise anything: no wait may be left without an end.
             self._end(entry, None, error)
-            return
-        self._lay_down(entry, answer, now, max(0.0, seconds))
+            if isinstance(error, (Exception, asyncio.CancelledError)):
+                return
+            raise
+        self._reschedule(entry, answer, now, seconds)
 
-    def _is_final(self, entry: Entry, error: Exception, now: float) -> bool:
-        """Tell whether a failed poll ends the wait."""
-        limit = entry.group.policy.max_outage
-        since = entry.failing_since
-        return not is_transient(error) or (
-            limit is not None and since is not None and now >= since + limit
-        )
+    def _is_final(self, entry: Entry, error: BaseException, now: float) -> bool:
+        """Return whether a failed poll ends the wait."""
+        failures, policy = entry.failures, entry.group.policy
+        if failures is None or not isinstance(error, APIError):
+            return True
+        if _is_not_found(error) and failures.not_found_since is not None:
+            return now >= failures.not_found_since + policy.not_found_grace
+        if not is_transient(error):
+            return True
+        since = failures.since
+        if policy.max_outage is None or since is None or isinstance(error, RateLimitError):
+            return False
+        if isinstance(error, ServerError) and error.status_code == 503:
+            # While others are answered it means "later", as a 429 does.
+            return self._outage.answered_at < since and now >= since + policy.max_outage
+        return now >= since + policy.max_outage
 
-    def _lay_down(
-        self, entry: Entry, answer: Response | Exception, now: float, seconds: float
+    def _reschedule(
+        self, entry: Entry, answer: Response | BaseException, now: float, seconds: float
     ) -> None:
-        """Lay an entry down until its next poll."""
+        """Schedule the next poll, and pass the answer on to the subscribers."""
         task: TaskResult | None = None
         if isinstance(answer, Response):
             task = answer.task
             entry.body = answer.body
             if answer.retry_after is not None:
                 seconds = max(seconds, min(answer.retry_after, self._max_pause))
-        self._rest(entry, now + seconds)
+        elif _is_not_found(answer) and entry.failures is not None:
+            grace_end = (entry.failures.not_found_since or now) + entry.group.policy.not_found_grace
+            seconds = min(seconds, max(grace_end - now, 0.0))
         if logger.isEnabledFor(logging.DEBUG):
-            _log_poll(entry, answer, seconds)
+            logger.debug(
+                "polled task %r: %s; next poll in %.3g s",
+                printable(entry.task_id),
+                answer if task is None else task.status.value,
+                seconds,
+                extra={"task_id": entry.task_id, "seconds": seconds},
+            )
         for subscriber in entry.all():
             subscriber.on_poll(task)
+        if entry.owed:
+            entry.owed -= 1
+            if entry.owed:
+                seconds = 0.0
+            else:
+                self._end_overdue(entry, now)
+        if entry.subscribers is not None:
+            self._rotation.schedule(entry, now + seconds)
 
-    def _end(self, entry: Entry, task: TaskResult | None, error: Exception | None) -> None:
-        self._forget(entry)
-        self._tell(entry, task, error)
-
-    def _tell(self, entry: Entry, task: TaskResult | None, error: Exception | None) -> None:
+    def _end(self, entry: Entry, task: TaskResult | None, error: BaseException | None) -> None:
+        """End all waits for an entry."""
+        self._rotation.discard(entry)
         subscribers = entry.all()
         entry.subscribers = None
         for number, subscriber in enumerate(subscribers):
+            self._part(entry, subscriber)
             # An exception gathers tracebacks where it is raised, so each gets its own.
             own = copy.copy(error) if number and isinstance(error, XaiTasksError) else error
             subscriber.on_end(entry.task_id, task, own)
 
-    def _outage_goes_on(self) -> None:
-        # Not at once: this is called by a worker, which must not come to cancel itself.
-        asyncio.get_running_loop().call_soon(self._sweep)
+    def _end_id(self, group: PolicyGroup, task_id: str, error: XaiTasksError) -> None:
+        """End all waits for an id from outside of its worker."""
+        entry = self._rotation.find(task_id, group)
+        if entry is not None:
+            self._end(entry, None, error)
+            self._workers.abort(entry)
 
-    def _sweep(self) -> None:
-        """End the waits that have had enough of an outage."""
-        for group in list(self._groups.values()):
-            if self._end_of_patience(group) > asyncio.get_running_loop().time():
-                continue
-            for entry in list(group.entries.values()):
-                own = None if entry.failing_since is None else entry.error
-                error = self._throttle.outage.error
-                self._tell(entry, None, own or (error and error.for_task(entry.task_id)))
-                self._drop(entry)
-        self._set_sweeper()
+    # Deadlines.
 
-    def _set_sweeper(self) -> None:
-        """Have the sweep come when the next waits will have had enough.
+    def _expire(self, entry: Entry, subscriber: Subscriber, now: float) -> None:
+        """Time out a wait whose deadline has passed, unless its id is owed a poll.
 
-        Those who come when they would have had enough already aren't ended by it but by the next probe that fails:
-        where an outage has ended all waits, nobody else would find out that it is over.
+        Each id is asked for once, and once more if the process was stopped at its deadline.
         """
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
-        loop = asyncio.get_running_loop()
-        ends = (self._end_of_patience(group) for group in self._groups.values())
-        nearest = min((end for end in ends if end > loop.time()), default=NEVER)
-        if nearest < NEVER:
-            self._sweeper = loop.call_at(nearest, self._sweep)
+        if not entry.owed:
+            if self._stops.cover(subscriber.deadline):
+                # Of a request in flight the answer may be from before the stop.
+                entry.owed = 1 if entry.due is not None else 2
+            elif entry.sent_at is None:
+                entry.owed = 1
+            if entry.owed:
+                self._rotation.hasten(entry, now)
+        if entry.owed and not self._is_held(now) and not self._is_silent(entry, subscriber, now):
+            subscriber.due = self._deadlines.add(subscriber, now + _RECHECK)
+        else:
+            self._time_out(entry, subscriber)
 
-    def _end_of_patience(self, group: PolicyGroup) -> float:
-        """Say when an outage, if there is one, will have lasted too long for a policy."""
-        since, limit = self._throttle.outage.since, group.policy.max_outage
-        return NEVER if since is None or limit is None else since + limit
+    def _is_silent(self, entry: Entry, subscriber: Subscriber, now: float) -> bool:
+        """Return whether the request for an overdue wait has had no answer for long enough."""
+        if entry.due is not None or entry.sent_at is None:
+            return False
+        return now > max(entry.sent_at, subscriber.deadline, self._stops.end) + _SILENCE
+
+    def _is_held(self, now: float) -> bool:
+        """Return whether no request may leave: the client is paused, in an outage or stalled."""
+        return (
+            now < self._throttle.paused_until
+            or self._outage.since is not None
+            or self._throttle.is_stalled(now)
+        )
+
+    def _end_overdue(self, entry: Entry, now: float) -> None:
+        for subscriber in entry.all():
+            if subscriber.deadline <= now:
+                self._time_out(entry, subscriber)
+
+    def _time_out(self, entry: Entry, subscriber: Subscriber) -> None:
+        error = entry.timeout_error(subscriber.timeout)
+        self.leave(entry, subscriber)
+        subscriber.on_end(entry.task_id, None, error)
+
+    # Outages.
+
+    def _on_outage_change(self) -> None:
+        if self.closed:
+            return
+        if self._outage.since is None:
+            self._outage_end = NEVER
+            self._throttle.start_slowly(asyncio.get_running_loop().time())
+        else:
+            self._throttle.stop_polls()
+            self._set_outage_end()
+        # Not at once: this is called in the middle of a worker's turn.
+        asyncio.get_running_loop().call_soon(self._go_on_unless_closed)
+
+    def _go_on_unless_closed(self) -> None:
+        if not self.closed:
+            self._end_outlasted(asyncio.get_running_loop().time())
+            self._go_on(asyncio.get_running_loop().time())
+
+    def _on_probe_end(self, now: float) -> None:
+        self._probe = None
+        if self._outage.since is not None and not self.closed:
+            self._outage.probe_failed()
+            self._end_outlasted(now)
+
+    def _end_outlasted(self, now: float) -> None:
+        """End the waits that the outage has outlasted."""
+        since = self._outage.since
+        for group in self._rotation.groups:
+            if since is not None and now >= since + _max_outage(group):
+                members = ((group, task_id) for task_id in self._rotation.members(group))
+                in_slices(members, self._end_by_outage)
+        self._set_outage_end()
+
+    def _end_by_outage(self, member: tuple[PolicyGroup, str]) -> None:
+        group, task_id = member
+        entry = self._rotation.find(task_id, group)
+        if entry is not None and self._outage.since is not None:
+            failing = entry.failures is not None and entry.failures.since is not None
+            error = self._outage.error_for(task_id, entry.error if failing else None)
+            self._end_id(group, task_id, error)
+
+    def _set_outage_end(self) -> None:
+        ends = [self._future_end(group) for group in self._rotation.groups]
+        self._outage_end = min(ends, default=NEVER)
+
+    def _future_end(self, group: PolicyGroup) -> float:
+        """Return when an outage, if there is one, ends the waits under a policy.
+
+        For waits that begin when that time has passed already: infinity. The next probe that fails
+        ends them. If nobody could begin to wait, nobody would find out that the outage is over.
+        """
+        since = self._outage.since
+        end = NEVER if since is None else since + _max_outage(group)
+        return end if end > asyncio.get_running_loop().time() else NEVER
 
 
-def _log_poll(entry: Entry, answer: Response | Exception, seconds: float) -> None:
-    logger.debug(
-        "polled task %r: %s; next poll in %.3g s",
-        printable(entry.task_id),
-        answer.task.status.value if isinstance(answer, Response) else answer,
-        seconds,
-        extra={"task_id": entry.task_id, "seconds": seconds},
-    )
+def _is_not_found(error: BaseException) -> bool:
+    """Return whether the API does not know an id: a gateway's 404 is transient."""
+    return isinstance(error, NotFoundError) and not is_transient(error)
+
+
+def _max_outage(group: PolicyGroup) -> float:
+    limit = group.policy.max_outage
+    return NEVER if limit is None else limit
+
+
+def _of_stream(entry: Entry, owner: BulkOwner, index: int) -> list[BulkSubscriber]:
+    """Return the subscriber that stands for one id of a stream."""
+    return [
+        subscriber
+        for subscriber in entry.all()
+        if isinstance(subscriber, BulkSubscriber)
+        and subscriber.owner is owner
+        and subscriber.index == index
+    ]
