@@ -280,11 +280,11 @@ class TestThrottle:
         transport.weather = lambda task_id: status(502)
         waits = [asyncio.ensure_future(client.wait(f"id-{n}")) for n in range(30)]
         await asyncio.sleep(5)
-        assert client._throttle.outage.since is not None
+        assert client._poller._outage.since is not None
 
         await client.submit(CAT)
 
-        assert client._throttle.outage.since is None
+        assert client._poller._outage.since is None
         for wait in waits:
             wait.cancel()
 
@@ -294,7 +294,7 @@ class TestThrottle:
             with pytest.raises((APIConnectionError, SubmissionUncertainError)):
                 await client.submit(CAT)
 
-        assert client._throttle.outage.since is None
+        assert client._poller._outage.since is None
 
 
 class TestEnds:
@@ -440,6 +440,6 @@ async def test_unreadable_answer_is_a_sign_of_life(transport):
         await asyncio.sleep(5)
         with pytest.raises(SubmissionUncertainError):
             await client.submit(CAT)
-        assert client._throttle.outage.since is None
+        assert client._poller._outage.since is None
         for wait in waits:
             wait.cancel()
