@@ -1,5 +1,5 @@
-"""The tutorial runs: its files are written to an empty folder, its shell
-blocks run in order in one shell.
+"""Pages whose commands run: their files are written to an empty folder, and their shell blocks run in
+order in one shell. A comment before a block says why it is not run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from pages import files
 
 pytestmark = pytest.mark.slow
 
-PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
+DOCS = Path(__file__).parent.parent / "docs"
+TUTORIAL = DOCS / "tutorial.md"
+PAGES = [TUTORIAL, DOCS / "how-to" / "overnight-jobs.md"]
 STEP = re.compile(
     r"(?P<skip><!-- not run: .*? -->\n)?```sh\n(?P<code>.*?)```(?:\n\n```text\n(?P<out>.*?)```)?",
     re.DOTALL,
@@ -32,7 +34,7 @@ def free_port():
 
 
 def run(script, folder):
-    """Give what a shell writes to stdout and stderr, and leave nothing that it started behind."""
+    """Return what a shell writes to stdout and stderr, and kill whatever it started."""
     env = {
         name: value
         for name, value in os.environ.items()
@@ -59,18 +61,21 @@ def run(script, folder):
         shell.wait()
 
 
-def test_the_pages_commands_do_what_it_says(tmp_path):
-    page = PAGE.read_text(encoding="utf-8")
-    for port in ("8765", "8766"):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_of_page_do_what_it_says(page, tmp_path):
+    page = page.read_text(encoding="utf-8")
+    for port in set(re.findall(r"--port (\d+)", page)):
         page = page.replace(port, str(free_port()))
     for name, text in files(page).items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     steps = [step for step in STEP.finditer(page) if not step["skip"]]
     script = "".join(f"{step['code']}echo; echo '{MARK}'\n" for step in steps)
 
-    outputs = run(script, tmp_path).split(f"\n{MARK}\n")
+    assert steps
 
-    assert len(outputs) == len(steps) + 1, outputs
+    outputs = run(script + "kill $(jobs -p)\n", tmp_path).split(f"\n{MARK}\n")
+
+    assert len(outputs) == len(steps) + 1, outputs  # and what ends the shell's jobs says
     for step, output in zip(steps, outputs):
         assert "Traceback" not in output, step["code"] + output
         if step["out"] is not None:
@@ -78,17 +83,16 @@ def test_the_pages_commands_do_what_it_says(tmp_path):
             assert re.fullmatch(pattern, output.strip(), re.DOTALL), f"{step['code']}\n{output}"
 
 
-def test_only_the_set_up_is_not_run():
-    skipped = [
-        step["code"] for step in STEP.finditer(PAGE.read_text(encoding="utf-8")) if step["skip"]
-    ]
+def test_all_of_tutorial_but_the_set_up_is_run():
+    page = TUTORIAL.read_text(encoding="utf-8")
+    skipped = [step["code"] for step in STEP.finditer(page) if step["skip"]]
 
     assert len(skipped) == 1
     assert "pip install" in skipped[0]
 
 
-def test_each_file_is_run():
-    page = PAGE.read_text(encoding="utf-8")
+def test_each_file_of_tutorial_is_run():
+    page = TUTORIAL.read_text(encoding="utf-8")
     names = [*files(page)]
 
     assert len(names) == 5

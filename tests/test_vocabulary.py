@@ -22,7 +22,7 @@ FILES = sorted(
 
 RETIRED = {
     r"is_passing|passing (?:fault|error)s?": "transient error, is_transient",
-    r"\bLook\b(?! up)|\b(?:a|an|one|each|every|first|second|next|last|the) looks?\b": "request, response, poll",
+    r"\bLook\b(?! (?:up|at|for|in)\b)|\b(?:a|an|one|each|every|first|second|next|last|the) looks?\b": "request, response, poll",
     r"\blooked\b(?! up)": "on_poll; polled",
     r"\bRetrying[.(`]": "RetryingFetcher",
     r"\bLanes?\b": "PolicyGroup",
