@@ -278,7 +278,8 @@ def serve_command(*, duration: str, **settings: Any) -> int:
 
 @cli.command("demo")
 def demo_command() -> int:
-    """Wait for 200 made-up tasks at once: no key, no network, ten seconds."""
+    """Wait for 200 made-up tasks: no key, no network, ten seconds."""
+    click.echo("200 made-up tasks of 2 to 3.5 s on a test server, half of them started later.")
     from xai_tasks._cli._demo import demo  # noqa: PLC0415
     from xai_tasks._cli._process import run_command  # noqa: PLC0415
 
