@@ -16,7 +16,8 @@ CONTRACT = """
     BadRequestError ClientClosedError ClientStats ConfigurationError DownloadError DownloadExpiredError ImageRequest InvalidTaskIdError NotFoundError Outcome
     OutcomeStream PaymentRequiredError PermissionDeniedError PollPolicy RateLimitError RetryPolicy ServerError
     SubmissionUncertainError TaskCancelledError TaskClient TaskError TaskFailedError TaskResult TaskStatus TaskTimedOutError
-    Update VideoRequest WaitTimeoutError Watch XaiTasksError __version__ wait_adaptive
+    Update VideoRequest WaitTimeoutError Watch WatchAll
+    XaiTasksError __version__ wait_adaptive
 """.split()
 
 PUBLIC = [(name, getattr(xai_tasks, name)) for name in xai_tasks.__all__ if name != "__version__"]

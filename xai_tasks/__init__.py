@@ -39,7 +39,7 @@ if typing.TYPE_CHECKING:
     from xai_tasks._models import ClientStats, Outcome, TaskResult, TaskStatus, Update
     from xai_tasks._policies import PollPolicy, RetryPolicy
     from xai_tasks._requests import ImageRequest, VideoRequest
-    from xai_tasks._streams import OutcomeStream, Watch
+    from xai_tasks._streams import OutcomeStream, Watch, WatchAll
 
 __all__ = [
     "APIConnectionError",
@@ -77,6 +77,7 @@ __all__ = [
     "VideoRequest",
     "WaitTimeoutError",
     "Watch",
+    "WatchAll",
     "XaiTasksError",
     "__version__",
     "wait_adaptive",

@@ -35,7 +35,7 @@ from xai_tasks._polling.entries import Entry, Subscriber
 from xai_tasks._polling.poller import Poller
 from xai_tasks._polling.producers import check_one_of_many, check_task_id
 from xai_tasks._requests import Request, check_request
-from xai_tasks._streams import OutcomeStream, Watch
+from xai_tasks._streams import OutcomeStream, Watch, WatchAll
 
 if TYPE_CHECKING:
     import aiohttp
@@ -426,6 +426,43 @@ class TaskClient:
         policy, seconds = self._terms(poll, timeout)
         self._check_open()
         return Watch(self._poller, self._bind, task_id, policy, seconds)
+
+    def watch_all(
+        self,
+        task_ids: Iterable[str] | AsyncIterable[str],
+        *,
+        timeout: Timeout = FROM_POLICY,
+        poll: PollPolicy | None = None,
+        max_pending: int = 10_000,
+    ) -> WatchAll:
+        """Iterate over the changes of many tasks: `watch` for many ids, in one stream.
+
+        An error ends the wait for its own id only. A task that failed is a final update without an
+        error. A slow reader gets the latest status of each id, so memory is bounded by the ids.
+        `stream.add(task_id)` watches one more.
+
+        Args:
+            task_ids: the ids, from any iterable or async iterable, also an endless one; pulled as
+                there is room.
+            timeout: seconds for each wait, from when its id is pulled, 0 or more; None: no limit.
+                Default: the policy's.
+            poll: another policy than the client's.
+            max_pending: ids at most, 1 or more, whose last update has not been taken.
+
+        Returns:
+            a stream of `Update`; also an async context manager, with `aclose()`.
+
+        Raises:
+            ValueError: `max_pending` or `timeout` is out of range.
+            TypeError: `task_ids` is not an iterable, or is a single string.
+            ClientClosedError: the client is closed.
+
+        """
+        self._check_ids(task_ids)
+        policy, seconds = self._terms(poll, timeout)
+        check_count("max_pending", max_pending, 1)
+        self._check_open()
+        return WatchAll(self._poller, self._bind, task_ids, policy, seconds, max_pending)
 
     @overload
     async def wait_all(

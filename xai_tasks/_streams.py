@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Generic, Self, TypeVar
 
-from xai_tasks._models import Outcome, TaskResult
+from xai_tasks._models import Outcome, TaskResult, Update
 from xai_tasks._policies import PollPolicy
 from xai_tasks._polling.bulk import BulkProducer
 from xai_tasks._polling.poller import Poller
 from xai_tasks._polling.producers import Bind, Producer, WatchProducer
+from xai_tasks._polling.watch_all import WatchAllProducer
 
 T = TypeVar("T")
 
@@ -103,6 +104,53 @@ class Watch(_Stream[TaskResult]):
         timeout: float | None,
     ) -> None:
         super().__init__(WatchProducer(poller, bind, task_id, policy, timeout), poller)
+
+
+class WatchAll(_Stream[Update]):
+    """The changes of many tasks: an async iterator and context manager.
+
+    Made by `TaskClient.watch_all`. It yields the first answer of each task, each change of status,
+    and last how the wait for it ended: an update with `final` set. A reader that is slower than the
+    changes gets the latest of each task; a final update is never lost. Leaving the loop early stops
+    the waits, and so does `aclose()`. Afterwards it is exhausted.
+
+    Raises, while it is iterated:
+        AuthenticationError: the key was refused; every id would meet that.
+        Exception: what the source of ids raised, once all tasks pulled before have ended.
+
+    """
+
+    __slots__ = ("_watched",)
+
+    def __init__(
+        self,
+        poller: Poller,
+        bind: Bind,
+        task_ids: Iterable[str] | AsyncIterable[str],
+        policy: PollPolicy,
+        timeout: float | None,
+        max_pending: int,
+    ) -> None:
+        self._watched = WatchAllProducer(poller, bind, task_ids, policy, timeout, max_pending)
+        super().__init__(self._watched, poller)
+
+    def add(self, task_id: str) -> None:
+        """Watch one more task from now on. It does not wait for room under `max_pending`.
+
+        The stream ends with the last task. So add while one is still watched, or pass an async
+        iterable that has not ended.
+
+        Args:
+            task_id: the id that the job's submission returned.
+
+        Raises:
+            RuntimeError: the stream has ended.
+            InvalidTaskIdError: the id is empty.
+            TypeError: the id is not a string.
+            ClientClosedError: the client is closed.
+
+        """
+        self._watched.add(task_id)
 
 
 class OutcomeStream(_Stream[Outcome]):
