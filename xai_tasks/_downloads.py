@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 _AT_ONCE = 8
 """Files that a client fetches at once."""
-_BATCH = 2**20
+_BATCH = 2 * 2**20
 """Bytes that a thread writes at once: fewer would cost more in handing over than in writing."""
 _MAX_UNWRITTEN = 0.5
 """Seconds after which data is written though it is less: what a killed process can lose."""
