@@ -542,6 +542,7 @@ class TaskClient:
         timeout: Timeout = FROM_POLICY,
         poll: PollPolicy | None = None,
         max_pending: int = 10_000,
+        download_to: str | os.PathLike[str] | None = None,
     ) -> OutcomeStream:
         """Wait for any number of tasks, and yield each one's outcome as it ends.
 
@@ -552,6 +553,9 @@ class TaskClient:
                 Default: the policy's.
             poll: another policy than the client's.
             max_pending: the most ids in rotation, 1 or more, outcomes not yet taken included.
+            download_to: a directory in which to save the files of each completed task, as
+                `download` does, while others are polled. `Outcome.files` has them; a
+                `DownloadError` stands beside its task. A full disk is an `OSError` out of the loop.
 
         Returns:
             a stream of `Outcome`; each id pulled comes out of it once.
@@ -565,8 +569,13 @@ class TaskClient:
         self._check_ids(task_ids)
         policy, seconds = self._terms(poll, timeout)
         check_count("max_pending", max_pending, 1)
+        save = None
+        if download_to is not None:
+            save = partial(self._downloader.complete, _directory("download_to", download_to))
         self._check_open()
-        return OutcomeStream(self._poller, self._bind, task_ids, policy, seconds, max_pending)
+        return OutcomeStream(
+            self._poller, self._bind, task_ids, policy, seconds, max_pending, save=save
+        )
 
     async def download(self, task: TaskResult, directory: str | os.PathLike[str]) -> list[Path]:
         """Save the files that a task's result points to, whole or not at all.

@@ -406,17 +406,16 @@ class Downloader:
         files = tuple(each for each in saved if isinstance(each, Path))
         return files, (errors[0] if errors else None)
 
-    async def complete(self, outcome: Outcome, directory: Path) -> Outcome:
+    async def complete(self, directory: Path, outcome: Outcome) -> Outcome:
         """Save the files of a completed task; return its outcome with them.
 
         Raises:
             OSError: as in `save`.
 
         """
-        if outcome.task is None:
-            return outcome
+        task = cast("TaskResult", outcome.task)
         try:
-            files, error = await self.save(outcome.task, outcome.task_id, directory)
+            files, error = await self.save(task, outcome.task_id, directory)
         except ClientClosedError as closed:
             return evolve(outcome, error=closed.with_traceback(None))
         return evolve(outcome, files=files, error=error)
@@ -437,6 +436,8 @@ class Downloader:
 
     def _ended(self, job: asyncio.Task[None]) -> None:
         self._jobs.discard(job)
+        if not job.cancelled():
+            job.exception()  # raised by `save`, unless another was first
         if self._closed:
             self._shut_down()
 

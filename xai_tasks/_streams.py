@@ -10,6 +10,7 @@ from xai_tasks._policies import PollPolicy
 from xai_tasks._polling.bulk import BulkProducer
 from xai_tasks._polling.poller import Poller
 from xai_tasks._polling.producers import Bind, Producer, WatchProducer
+from xai_tasks._polling.saving import Save
 from xai_tasks._polling.watch_all import WatchAllProducer
 
 T = TypeVar("T")
@@ -165,6 +166,7 @@ class OutcomeStream(_Stream[Outcome]):
         PermissionDeniedError: 10 different ids, or all if there are fewer, were answered 403,
             and none was answered well.
         Exception: what the source of ids raised, once each id already pulled has been polled.
+        OSError: files are to be saved, and the disk is full or the directory can't be written.
 
     """
 
@@ -180,9 +182,17 @@ class OutcomeStream(_Stream[Outcome]):
         max_pending: int,
         *,
         raise_refusals: bool = True,
+        save: Save | None = None,
     ) -> None:
         self._bulk = BulkProducer(
-            poller, bind, task_ids, policy, timeout, max_pending, raise_refusals=raise_refusals
+            poller,
+            bind,
+            task_ids,
+            policy,
+            timeout,
+            max_pending,
+            raise_refusals=raise_refusals,
+            save=save,
         )
         super().__init__(self._bulk, poller)
 

@@ -22,6 +22,7 @@ from xai_tasks._polling.entries import NEVER, PolicyGroup
 from xai_tasks._polling.packed import BulkOwner, PendingIds
 from xai_tasks._polling.poller import Poller
 from xai_tasks._polling.producers import Bind, Producer, check_one_of_many
+from xai_tasks._polling.saving import Save, Saving
 from xai_tasks._polling.slices import SLICE, in_slices
 
 _PULL_SLICE = 100
@@ -169,6 +170,7 @@ class BulkProducer(Producer[Outcome], BulkOwner):
         "_policy",
         "_poller",
         "_refusals",
+        "_saving",
         "_source",
         "_unpolled",
         "failed",
@@ -188,6 +190,7 @@ class BulkProducer(Producer[Outcome], BulkOwner):
         max_pending: int,
         *,
         raise_refusals: bool,
+        save: Save | None = None,
     ) -> None:
         """Take `TaskClient.as_completed`'s arguments.
 
@@ -199,9 +202,11 @@ class BulkProducer(Producer[Outcome], BulkOwner):
             timeout: seconds for each wait; None: no limit.
             max_pending: ids whose outcomes have not been taken, at most.
             raise_refusals: whether the stream ends with an error if the key is refused for all ids.
+            save: saves the files of each completed task, before its outcome is taken.
 
         """
         super().__init__(bind)
+        self._saving = None if save is None else Saving(save, self._deliver, self._end_all)
         self._poller = poller
         self._source = Source(source)
         self._policy = policy
@@ -254,6 +259,8 @@ class BulkProducer(Producer[Outcome], BulkOwner):
 
     def abandon(self) -> None:
         self._source.cancel()
+        if self._saving is not None:
+            self._saving.cancel()
         self._unpolled = 0
         if self._due is not None:
             self._poller.clear_deadline(self, self._due)
@@ -265,6 +272,8 @@ class BulkProducer(Producer[Outcome], BulkOwner):
         await self._source.settled()
         if self._emptied is not None:
             await asyncio.shield(self._emptied)
+        if self._saving is not None:
+            await self._saving.settled()
 
     def on_poll(self, index: int, task: TaskResult | None, *, first: bool) -> None:
         if task is not None and self._refusals is not None:
@@ -378,6 +387,10 @@ class BulkProducer(Producer[Outcome], BulkOwner):
         self.ids.discard(index)
 
     def _put(self, outcome: Outcome) -> None:
+        deliver = self._deliver if self._saving is None else self._saving.add
+        deliver(outcome)
+
+    def _deliver(self, outcome: Outcome) -> None:
         if not self.stopped:
             self.items.append(outcome)
             self.wake()
