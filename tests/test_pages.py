@@ -81,6 +81,7 @@ def test_picture_of_demo_is_of_todays_demo():
     ],
 )
 def test_search_splits_english_and_chinese(text, words):
+    pytest.importorskip("sphinx")  # of the extra `docs`
     conf = runpy.run_path(str(DOCS / "conf.py"))
 
     assert conf["SearchBoth"]({}).split(text) == words
