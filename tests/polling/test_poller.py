@@ -91,7 +91,7 @@ async def errors(tasks):
 def queued(client):
     """Return how many items the poller's schedules hold, stale times among them."""
     rotation = client._poller._rotation
-    schedules = rotation._first, rotation._later, client._poller._deadlines
+    schedules = rotation._first, rotation._later, client._poller._deadlines._schedule
     return sum(len(each) + len(each._heap) - len(each._buckets) for each in schedules)
 
 
