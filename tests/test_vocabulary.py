@@ -36,7 +36,6 @@ RETIRED = {
     r"\bstrange\b|\bodd\b(?! number)": "unknown",
     r"\b_Signature\b": "request template",
     r"class (?:Gate|Account|Held)\b|\bspell\(": "request checks, tally, completed ids, format_duration",
-    r"\b_deadlines\b": "request timeout",
     r"\bdoubts?\b|\bnews\b|\bmasses\b": "uncertainty, new_observations, pmf",
     r"\bg(?:ive|ives|iven|ave|iving) (?:\w+ )?up\b": "time out, abandon",
     r"\bthe house\b": "the code base",

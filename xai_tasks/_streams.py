@@ -161,7 +161,9 @@ class OutcomeStream(_Stream[Outcome]):
     by `break`, an exception or cancellation, abandons what is still waited for; so does `aclose()`.
     Afterwards it is exhausted.
 
-    Raises, while it is iterated:
+    The iteration raises an error only if it concerns every id; all others are in the outcomes.
+
+    Raises:
         AuthenticationError: the key was refused, which every other id would meet too.
         PermissionDeniedError: 10 different ids, or all if there are fewer, were answered 403,
             and none was answered well.
