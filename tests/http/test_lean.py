@@ -164,12 +164,10 @@ async def test_a_request_is_not_sent_on_an_unfit_connection(state):
         URL("http://host/"),
         params=b"",
         loop=asyncio.get_running_loop(),
-        response_class=lean.LeanResponse,
         timer=None,
         session=None,
         ssl=True,
         traces=[],
-        version=aiohttp.HttpVersion11,
     )
 
     with pytest.raises(aiohttp.ServerDisconnectedError):

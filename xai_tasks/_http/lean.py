@@ -27,6 +27,11 @@ logger = logging.getLogger("xai_tasks")
 class LeanRequest(aiohttp.ClientRequest):
     """A request whose bytes are ready: its `params` are what is written to the connection."""
 
+    headers = CIMultiDict()
+    version = aiohttp.HttpVersion11
+    proxy = proxy_auth = proxy_headers = server_hostname = None
+    chunked = compress = length = None
+
     def __init__(
         self,
         method: str,
@@ -34,23 +39,15 @@ class LeanRequest(aiohttp.ClientRequest):
         *,
         params: Any,
         loop: asyncio.AbstractEventLoop,
-        response_class: type[LeanResponse],
         timer: Any,
         session: aiohttp.ClientSession,
         ssl: Any,
         traces: list[Any],
-        version: aiohttp.HttpVersion,
         **unused: Any,
     ) -> None:
         self.method = method
-        self.url = self.original_url = url
-        self.headers = _NO_HEADERS
+        self.url = url
         self.loop = loop
-        self.version = version
-        self.response_class = response_class
-        self.proxy = self.proxy_auth = self.proxy_headers = None
-        self.server_hostname = None
-        self.chunked = self.compress = self.length = None
         self._bytes = params
         self._timer = timer
         self._session = session
@@ -145,9 +142,6 @@ class Wire:
     def request(self, query: str) -> bytes:
         """Return the bytes of a GET with `query`, which is encoded already."""
         return self._begin.encode("ascii") + query.encode("ascii") + self._end
-
-
-_NO_HEADERS: CIMultiDict[str] = CIMultiDict()
 
 
 # The check.

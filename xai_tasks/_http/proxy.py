@@ -92,11 +92,11 @@ def _parse(value: str, name: str) -> Proxy | ConfigurationError:
     """Return the proxy at a URL, or what is wrong with the URL, without showing it."""
     like = "http://host:port or http://user:password@host:port"
     try:
-        url = URL(value)
-        complete = bool(url.raw_host) and url.port is not None and value.isprintable()
+        url = URL(value) if value.isprintable() and " " not in value else URL()
+        complete = url.scheme == "http" and bool(url.raw_host) and url.port is not None
     except ValueError:
-        complete = False
-    if not complete or " " in value or url.scheme != "http":
+        url, complete = URL(), False
+    if not complete:
         return ConfigurationError(f"{name} must be the URL of an HTTP proxy: {like}")
     if url.raw_path not in ("", "/") or url.raw_query_string or url.raw_fragment:
         return ConfigurationError(f"{name} must be {like}, without a path")
