@@ -193,6 +193,12 @@ def wait_command(
     flag_value="unknown",
     help="Put out the ids that the server does not know.",
 )
+@click.option(
+    "--uncertain",
+    "listing",
+    flag_value="uncertain",
+    help="Put out the requests of `run` that may or may not have been accepted, as it reads them.",
+)
 @click.option("--json", "in_json", is_flag=True, help="Put the report out as JSON.")
 def report_command(names: tuple[str, ...], listing: str | None, *, in_json: bool) -> int:
     """Report what output files say: counts, failures by their messages, durations.
@@ -208,6 +214,107 @@ def report_command(names: tuple[str, ...], listing: str | None, *, in_json: bool
 
     report(names, listing=listing, in_json=in_json)
     return 0
+
+
+@cli.command("run")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option("--image", "kind", flag_value="image", help="Make images.")
+@click.option("--video", "kind", flag_value="video", help="Make videos.")
+@click.option(
+    "-i",
+    "--input",
+    "input_names",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="More requests: a prompt a line, or JSON lines with the API's own fields and an id of "
+    "your own; -: from stdin. May be given more than once.",
+)
+@options.request_options
+@click.option("--resume", is_flag=True, help="Go on with what the output file holds.")
+@click.option(
+    "--retry-uncertain",
+    is_flag=True,
+    help="With --resume: submit again what may have been accepted without an answer.",
+)
+@click.option(
+    "--shard",
+    type=options.shard,
+    metavar="K/N",
+    help="Take the Kth of N parts of the requests only, for N machines.",
+)
+@click.option(
+    "--max-pending",
+    type=options.whole_number(1),
+    metavar="N",
+    default="100",
+    show_default=True,
+    help="Tasks that have not ended, at most.",
+)
+@click.option(
+    "--submit-retry-status",
+    "retry_statuses",
+    multiple=True,
+    type=options.whole_number(400, 599),
+    metavar="N",
+    help="An answer, beside 429, that surely means that a request was not accepted: 503 behind "
+    "nginx's limit_req.",
+)
+@options.output_options
+@options.log_options
+@options.bulk_options
+@options.pace_options
+@options.api_options
+def run_command_(
+    prompts: tuple[str, ...],
+    kind: str | None,
+    input_names: tuple[str, ...],
+    output_name: str | None,
+    summary_name: str | None,
+    *,
+    resume: bool,
+    retry_uncertain: bool,
+    shard: tuple[int, int] | None,
+    max_pending: int,
+    retry_statuses: tuple[int, ...],
+    quiet: bool,
+    verbose: int,
+    **settings: Any,
+) -> int:
+    """Submit requests, wait for their tasks, and put out a line for each as it ends.
+
+    Each request is paid for once: before it is sent, and again when it is accepted, a line is
+    written to the output file. A run that was killed goes on with --resume.
+
+    \b
+    Examples:
+      xai-tasks run --video "a cat eats a fish" -o out.jsonl
+      xai-tasks run --video -i prompts.txt --duration 10 -o out.jsonl --max-pending 20
+      xai-tasks run --video -i prompts.txt --duration 10 -o out.jsonl --max-pending 20 --resume
+    """  # noqa: D301 -- \b is click's mark for lines to be kept
+    from xai_tasks._cli._process import run_command  # noqa: PLC0415
+    from xai_tasks._cli._run import RunOptions, make_run  # noqa: PLC0415
+
+    run = make_run(
+        RunOptions(
+            prompts=prompts,
+            kind=kind,
+            input_names=input_names,
+            fields=options.take_fields(settings),
+            output_name=output_name,
+            summary_name=summary_name,
+            resume=resume,
+            retry_uncertain=retry_uncertain,
+            shard=shard,
+            max_pending=max_pending,
+            retry_statuses=retry_statuses,
+            hint=_hint(None if output_name == "-" else output_name, resume=resume),
+            quiet=quiet,
+            verbose=verbose,
+        ),
+        settings,
+    )
+    return run_command(run)
 
 
 def _hint(output_name: str | None, *, resume: bool) -> str:

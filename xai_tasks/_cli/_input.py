@@ -13,8 +13,9 @@ import select
 import stat
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import click
 
@@ -83,6 +84,26 @@ def id_line(task_id: str) -> str:
         if _PLAIN_ID.fullmatch(task_id) and task_id not in ID_COLUMNS
         else json.dumps(task_id)
     )
+
+
+class LineParser(Protocol):
+    """Reads ids, or requests, from lines."""
+
+    def feed(self, line: bytes) -> str | None:
+        """Parse a line; None if it holds none, as a blank one.
+
+        Raises:
+            ValueError: it should hold one; the message says why it does not.
+
+        """
+
+    def end(self) -> None:
+        """Check what is left after the last line.
+
+        Raises:
+            ValueError: something is missing.
+
+        """
 
 
 class _Lines:
@@ -361,10 +382,17 @@ class Input:
         name: how messages call it.
         fd: its descriptor.
         id_column: the column, or member of JSON objects, that holds the ids; None: `ID_COLUMNS`.
+        parser: reads the lines; None: it is chosen by the first of them.
 
     """
 
-    def __init__(self, name: str, fd: int, id_column: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        fd: int,
+        id_column: str | None = None,
+        parser: LineParser | None = None,
+    ) -> None:
         self.name = name
         self.fd = fd
         self._id_column = id_column
@@ -379,7 +407,7 @@ class Input:
         self._reader = _Reader(fd)
         self._decoder = _Decoder(name)
         self._splitter = LineSplitter()
-        self._parser: _Lines | _Table | None = None
+        self._parser: LineParser | None = parser
         self._lines: deque[bytes | None] = deque()
         self._number = 0
 
@@ -390,7 +418,7 @@ class Input:
             InputError: it is binary, or a table without a known column of ids.
 
         """
-        if not self.is_file:
+        if not self.is_file or self._parser is not None:
             return
         with contextlib.suppress(OSError):  # what can't be read is reported when its turn comes
             start = os.lseek(self.fd, 0, os.SEEK_CUR)
@@ -497,6 +525,7 @@ class IdSource:
         self._inputs = inputs
         self._wanted = wanted
         self._complain = complain
+        self.kept = tuple(kept)
         self._kept = deque(kept)
         self._unrepeatable: dict[int, str] = {}
         self._proven = False
@@ -536,6 +565,10 @@ class IdSource:
         self.settled += 1
         self._unrepeatable.pop(index, None)
         self._room.set()
+
+    def about(self, index: int) -> Mapping[str, object]:
+        """Return what is put out beside the task with this index: nothing."""
+        return {}
 
     def unfinished(self) -> list[str]:
         """Stop, and return the ids that no later run can read once more and that have not ended."""

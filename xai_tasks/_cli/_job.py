@@ -7,13 +7,14 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import click
 
 from xai_tasks import ConfigurationError, Outcome, OutcomeStream, TaskClient, XaiTasksError
-from xai_tasks._cli._input import IdSource, Input
+from xai_tasks._cli._input import Input, LineParser
 from xai_tasks._cli._output import LineSink, PendingFile, open_output
 from xai_tasks._cli._process import Exit, Interrupt, exit_code_of
 from xai_tasks._cli._progress import LogHandler, Pace, Reporter, Snapshot, format_duration
@@ -37,6 +38,7 @@ class Output:
     Args:
         name: the path; "-": stdout, as for None.
         resume: whether to go on with what the file holds.
+        on_record: called with each record of a file that is resumed.
 
     Raises:
         OSError: it can't be opened.
@@ -44,15 +46,45 @@ class Output:
 
     """
 
-    def __init__(self, name: str | None, *, resume: bool) -> None:
-        self.completed = CompletedIds() if resume else None
-        self.fd = open_output(name or "-", None if self.completed is None else self.completed.add)
+    def __init__(
+        self,
+        name: str | None,
+        *,
+        resume: bool,
+        on_record: Callable[[dict[str, Any]], None] = lambda record: None,
+    ) -> None:
+        self.completed = completed = CompletedIds() if resume else None
+
+        def add(record: dict[str, Any]) -> None:
+            on_record(record)
+            if completed is not None:
+                completed.add(record)
+
+        self.fd = open_output(name or "-", add if resume else None)
         self.name = None if name == "-" else name
         self.sink = LineSink(self.fd, self.name or "stdout")
         self.pending = None
         if self.name is not None and self.sink.is_file:
             self.pending = PendingFile(self.name, replace=resume)
         self.tally = Tally(None if self.completed is None else self.completed.counts)
+
+
+class Source(Protocol):
+    """Where the ids of a job come from; `IdSource` says what each member means."""
+
+    stopped: bool
+
+    @property
+    def expected(self) -> float | None: ...
+    @property
+    def misread(self) -> int: ...
+    @property
+    def broken(self) -> bool: ...
+    def __aiter__(self) -> AsyncIterator[str]: ...
+    def prove(self) -> None: ...
+    def settle(self, index: int) -> None: ...
+    def about(self, index: int) -> Mapping[str, Any]: ...
+    def unfinished(self) -> list[str]: ...
 
 
 class Selection:
@@ -103,7 +135,7 @@ class Job:
     """One run of `wait`.
 
     Args:
-        source: gives the ids.
+        source: gives the ids: an `IdSource` or what works like one.
         output: takes the lines.
         reporter: reports how it goes.
         summary: takes the counts at the end; None: there is no such file.
@@ -117,7 +149,7 @@ class Job:
 
     def __init__(
         self,
-        source: IdSource,
+        source: Source,
         output: Output,
         reporter: Reporter,
         *,
@@ -201,7 +233,9 @@ class Job:
             raise outcome.error  # the key file went bad: every other id would meet the same
         if self._output.sink.is_terminal:
             self._reporter.clear()
-        line = self._tally.record(outcome.task_id, outcome.task, outcome.error)
+        line = self._tally.record(
+            outcome.task_id, outcome.task, outcome.error, self._source.about(outcome.index)
+        )
         try:
             await self._output.sink.write(line)
         except OSError:
@@ -329,8 +363,19 @@ class NotIdsError(click.ClickException):
     exit_code = 2
 
 
-def open_inputs(names: Sequence[str], id_column: str | None, output_fd: int) -> list[Input]:
+def open_inputs(
+    names: Sequence[str],
+    id_column: str | None,
+    output_fd: int,
+    parser: Callable[[], LineParser] | None = None,
+) -> list[Input]:
     """Open the inputs, and check the beginning of those that are files.
+
+    Args:
+        names: their paths; "-": stdin.
+        id_column: the column that holds the ids; None: the usual ones.
+        output_fd: where the lines go, which must be another file.
+        parser: makes what reads the lines of an input; None: it is chosen by the first of them.
 
     Raises:
         OSError: one can't be opened.
@@ -342,7 +387,8 @@ def open_inputs(names: Sequence[str], id_column: str | None, output_fd: int) -> 
         fd = 0 if name == "-" else os.open(name, os.O_RDONLY)
         if os.path.samestat(os.fstat(fd), os.fstat(output_fd)) and not os.isatty(fd):
             raise click.UsageError("the input and the output are the same file")
-        inputs.append(Input("stdin" if name == "-" else Path(name).name, fd, id_column))
+        label = "stdin" if name == "-" else Path(name).name
+        inputs.append(Input(label, fd, id_column, None if parser is None else parser()))
     for each in inputs:
         each.check()
     return inputs

@@ -55,6 +55,12 @@ def rate(text: str) -> float:
     return value
 
 
+def number(text: str) -> float:
+    """Parse a number above 0, a whole one as an int."""
+    value = rate(text)
+    return int(value) if value.is_integer() else value
+
+
 def share(text: str) -> float:
     """Parse a number from 0 to 1."""
     try:
@@ -163,6 +169,34 @@ bulk_options = _all_of(
     ),
 )
 """The options of every command for many tasks; `make_client` takes their values."""
+
+request_options = _all_of(
+    click.option("--model", metavar="M", help="The model.  [default: the API's first]"),
+    click.option("--duration", type=number, metavar="S", help="Seconds of a video, such as 10."),
+    click.option("--aspect-ratio", metavar="W:H", help="Such as 16:9 or 9:16."),
+    click.option("--resolution", metavar="R", help="Of a video, such as 720P."),
+    click.option(
+        "--reference",
+        "references",
+        multiple=True,
+        metavar="URL",
+        help="An image to start from. May be given more than once.",
+    ),
+)
+"""What requests have where their line says nothing else; `take_fields` takes their values."""
+
+
+def take_fields(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take the values of `request_options` out of a command's, as the API's fields."""
+    fields = {
+        "model": settings.pop("model"),
+        "duration": settings.pop("duration"),
+        "aspectRatio": settings.pop("aspect_ratio"),
+        "resolution": settings.pop("resolution"),
+        "images": list(settings.pop("references")) or None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
 
 output_options = _all_of(
     click.option(

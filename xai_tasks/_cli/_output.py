@@ -48,11 +48,11 @@ class LineSink:
 
     """
 
-    __slots__ = ("_fd", "_name", "is_file", "is_terminal")
+    __slots__ = ("_fd", "is_file", "is_terminal", "name")
 
     def __init__(self, fd: int, name: str) -> None:
         self._fd = fd
-        self._name = name
+        self.name = name
         self.is_file: bool = stat.S_ISREG(os.fstat(fd).st_mode)
         self.is_terminal: bool = os.isatty(fd)
         """Whether the lines appear on a terminal."""
@@ -76,19 +76,35 @@ class LineSink:
             raise
 
     def _write(self, line: bytes) -> None:
-        rest = memoryview(line)
-        try:
-            while rest:
-                try:
-                    rest = rest[os.write(self._fd, rest) :]
-                except BlockingIOError:
-                    # A process that shares the pipe has made it non-blocking.
-                    select.select([], [self._fd], [])
-        except OSError as error:
-            if self.is_file and len(rest) < len(line):
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._fd, os.fstat(self._fd).st_size - (len(line) - len(rest)))
-            raise OSError(error.errno, error.strerror, self._name) from None
+        write_line(self._fd, line, self.name)
+
+
+def write_line(fd: int, line: bytes, name: str) -> None:
+    """Write a line at once, blocking until it is written.
+
+    Args:
+        fd: where to.
+        line: the line.
+        name: how messages call it.
+
+    Raises:
+        BrokenPipeError: the reader is gone.
+        OSError: it can't be written; a file then ends with the line before it.
+
+    """
+    rest = memoryview(line)
+    try:
+        while rest:
+            try:
+                rest = rest[os.write(fd, rest) :]
+            except BlockingIOError:
+                # A process that shares the pipe has made it non-blocking.
+                select.select([], [fd], [])
+    except OSError as error:
+        if stat.S_ISREG(os.fstat(fd).st_mode) and len(rest) < len(line):
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, os.fstat(fd).st_size - (len(line) - len(rest)))
+        raise OSError(error.errno, error.strerror, name) from None
 
 
 def open_output(name: str, on_record: Callable[[dict[str, Any]], None] | None) -> int:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
 STATUSES = ("completed", "failed", "cancelled", "timeout", "unknown")
 ENDED = frozenset(STATUSES)
 """How a task ends on the server. `unknown`: an end date, and a status of a later version."""
+UNCERTAIN, REFUSED, NOT_SENT = "uncertain", "refused", "not sent"
+"""How requests end that have no task: it may exist; the server said no; it does not exist."""
+SUBMITTED = "submitted"
+"""How requests stand that have a task."""
 BEGINNINGS = (b'{"taskId":', b'{"request":')
 """What each line begins with, so that one that was cut off can be told from a foreign file."""
 
@@ -50,6 +55,20 @@ def end_of(record: dict[str, Any]) -> str | None:
     known = status in TaskStatus.__members__.values()
     ended = not known and TaskResult(record["taskId"], TaskStatus.UNKNOWN, raw=record).done
     return "unknown" if ended else None
+
+
+def request_of(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the request that a line of `run` is about; None for any other line."""
+    request = record.get("request")
+    return request if isinstance(request, dict) and "kind" in record else None
+
+
+def state_of(record: Mapping[str, Any]) -> str:
+    """Return how a request stands, as a line of `run` says that is not about its end."""
+    if isinstance(record.get("taskId"), str):
+        return SUBMITTED
+    state = record.get("state")
+    return state if state in (REFUSED, NOT_SENT) else UNCERTAIN
 
 
 class CompletedIds:

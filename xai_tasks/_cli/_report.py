@@ -19,8 +19,18 @@ from attrs import frozen
 
 from xai_tasks import TaskResult
 from xai_tasks._cli._input import id_line
+from xai_tasks._cli._journal import Journal
 from xai_tasks._cli._progress import format_duration
-from xai_tasks._cli._records import ENDED, digest, end_of, parse_record
+from xai_tasks._cli._records import (
+    ENDED,
+    SUBMITTED,
+    UNCERTAIN,
+    digest,
+    end_of,
+    parse_record,
+    request_of,
+    state_of,
+)
 from xai_tasks._cli._tally import NOT_KNOWN, as_json, counts_in_words
 
 _WORDS = 8
@@ -113,6 +123,8 @@ class Report:
         self._numbers: dict[tuple[Kind, int | None], int] = {}
         self._kinds: list[tuple[Kind, int | None]] = []
         self._last: dict[int, int] = {}
+        self._requests: dict[int, str | int] = {}
+        """How each request of `run` stands: the hash of its task, or how it ended without one."""
         self.lines = 0
         """Lines read."""
         self.others = 0
@@ -121,8 +133,15 @@ class Report:
     def add(self, record: dict[str, Any]) -> None:
         """Take in one line."""
         end = end_of(record)
-        if end is None:
-            self.others += 1
+        request = request_of(record)
+        if request is not None:
+            key = [record.get(name) for name in ("request", "kind", "id", "copy")]
+            state = state_of(record)
+            self._requests[digest(json.dumps(key, sort_keys=True))] = (
+                digest(record["taskId"]) if state == SUBMITTED else state
+            )
+        if end is None or not isinstance(record.get("taskId"), str):
+            self.others += request is None
             return
         what = (_kind(record, end), _duration(record) if end == "completed" else None)
         number = self._numbers.get(what)
@@ -163,7 +182,14 @@ class Report:
                 failures[Kind(kind.end, kind.code, kind.message)] += count
             if bucket is not None:
                 durations.add(bucket, count)
-        return Totals(counts, failures, durations, files, self.others)
+        running = 0
+        for state, count in Counter(self._requests.values()).items():
+            if isinstance(state, str):
+                counts[state] += count
+                failures[Kind(state)] += count
+            elif state not in self._last:
+                running += count
+        return Totals(counts, failures, durations, files, running, self.others)
 
 
 @frozen
@@ -177,6 +203,8 @@ class Totals:
     """Of the tasks that completed."""
     files: int
     """Files saved."""
+    running: int
+    """Requests whose tasks have not ended."""
     others: int
     """Lines that tell of no end of a task."""
 
@@ -205,6 +233,7 @@ class Totals:
             ],
             "durations": durations,
             "files": self.files,
+            "notEnded": self.running,
             "otherLines": self.others,
         }
 
@@ -261,7 +290,8 @@ def report(names: Sequence[str], *, listing: str | None, in_json: bool) -> None:
 
     Args:
         names: their paths; "-": stdin.
-        listing: one of `LISTINGS`: put out these ids instead; None: a summary.
+        listing: one of `LISTINGS`: put out these ids instead; "uncertain": put out the requests
+            that may have been accepted; None: a summary.
         in_json: put the summary out as JSON.
 
     Raises:
@@ -274,7 +304,9 @@ def report(names: Sequence[str], *, listing: str | None, in_json: bool) -> None:
         with _progress_bar(size * (1 if listing is None else 2)) as progress:
             for file in files:
                 found.read(file, progress)
-            if listing is not None:
+            if listing == UNCERTAIN:
+                _list_uncertain(files, progress)
+            elif listing is not None:
                 _list_ids(files, found, LISTINGS[listing], progress)
         if listing is None:
             totals = found.totals()
@@ -312,11 +344,24 @@ def _list_ids(
                 _put_out(id_line(str(task_id)))
 
 
+def _list_uncertain(files: Sequence[BinaryIO], progress: Progress) -> None:
+    """Put out the requests that may or may not have been accepted, as lines that `run` reads."""
+    for file in files:
+        file.seek(0)
+        journal = Journal()
+        for line in _lines(file, progress):
+            journal.add(parse_record(line) or {})
+        for entry in journal.uncertain():
+            _put_out(entry.wanted.line)
+
+
 def _headline(totals: Totals) -> str:
     count = sum(totals.counts.values())
     text = f"{count:,} task{'s' * (count != 1)}: {counts_in_words(totals.counts)}"
     if totals.files:
         text += f"; {totals.files:,} files saved"
+    if totals.running:
+        text += f"; {totals.running:,} not ended"
     return text + (f"; {totals.others:,} other lines" if totals.others else "")
 
 

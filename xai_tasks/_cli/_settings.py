@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import click
 
-from xai_tasks import ConfigurationError, PollPolicy, TaskClient, wait_adaptive
+from xai_tasks import ConfigurationError, PollPolicy, RetryPolicy, TaskClient, wait_adaptive
 
 _PENDING = 10_000
 """Ids in rotation at most: the client's default."""
@@ -40,6 +40,8 @@ def make_client(
     rate: float | None = None,
     timeout: float | None = 600.0,
     interval: float = 5.0,
+    retry: RetryPolicy | None = None,
+    submit_retry_statuses: Collection[int] = (429,),
 ) -> TaskClient:
     """Build the client that the options ask for.
 
@@ -59,6 +61,8 @@ def make_client(
             max_concurrency=concurrency,
             rate_limit=rate,
             poll=PollPolicy(wait=learning, timeout=timeout),
+            retry=retry,
+            submit_retry_statuses=submit_retry_statuses,
         )
     except ConfigurationError as error:
         raise ConfigurationError(in_options(str(error))) from None

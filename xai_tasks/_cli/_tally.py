@@ -15,7 +15,7 @@ from xai_tasks import (
     XaiTasksError,
 )
 from xai_tasks._cli._process import Exit
-from xai_tasks._cli._records import ENDED, STATUSES
+from xai_tasks._cli._records import ENDED, NOT_SENT, REFUSED, STATUSES, UNCERTAIN
 
 _FIELDS = (
     "taskId",
@@ -32,7 +32,9 @@ _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 NOT_KNOWN = frozenset({"NotFoundError", "BadRequestError", "InvalidTaskIdError"})
 """Errors of ids that the server, or the SDK, does not take for one."""
-_MAY_PASS = frozenset({"APIConnectionError", "APITimeoutError", "RateLimitError", "ServerError"})
+_MAY_PASS = frozenset(
+    {"APIConnectionError", "APITimeoutError", "RateLimitError", "ServerError", NOT_SENT}
+)
 """Errors that a later run may not meet."""
 
 _WORDS = {
@@ -41,6 +43,9 @@ _WORDS = {
     "timeout": "timed out on the server",
     "unknown": "with an unknown end",
     "WaitTimeoutError": "timed out",
+    UNCERTAIN: "submitted or not (uncertain)",
+    REFUSED: "refused",
+    NOT_SENT: "not submitted",
     **dict.fromkeys(sorted(NOT_KNOWN), "not known to the server"),
     "DownloadError": "not downloaded",
     "DownloadExpiredError": "expired before the download",
@@ -156,6 +161,10 @@ class Tally:
         self._now[end] += 1
         return line
 
+    def count(self, end: str) -> None:
+        """Count a request that has no task."""
+        self._now[end] += 1
+
     def take_back(self) -> None:
         """Discount the id that was recorded last: its line could not be written."""
         self._now[self._last] -= 1
@@ -165,8 +174,9 @@ class Tally:
         """The exit code of the whole job: 3 or 4 for what a later run can mend, 1 for the rest."""
         counts = self.counts
         given_up = {end for end in counts if end not in ENDED}
-        unanswered = given_up - NOT_KNOWN - {"WaitTimeoutError"}
-        if unanswered and not self.answered and not given_up & NOT_KNOWN:
+        clear = NOT_KNOWN | {UNCERTAIN, REFUSED}
+        unanswered = given_up - clear - {"WaitTimeoutError"}
+        if unanswered and not self.answered and not given_up & clear:
             return Exit.UNUSABLE
         if counts.total() - sum(
             counts[end] for end in _MAY_PASS | {"WaitTimeoutError", "completed"}
