@@ -11,8 +11,9 @@ import pytest
 from bar_picture import MOMENT, PACE, PICTURE
 from rich.console import Console
 
-from xai_tasks._cli import _bar
+from xai_tasks._cli import _bar, _progress
 from xai_tasks._cli._bar import BarReporter, bar
+from xai_tasks._cli._job import Job, Output
 from xai_tasks._cli._progress import (
     LogHandler,
     Pace,
@@ -20,6 +21,7 @@ from xai_tasks._cli._progress import (
     Reporter,
     Snapshot,
     format_duration,
+    make_reporter,
     write_stderr,
 )
 
@@ -103,6 +105,53 @@ def test_warnings_of_the_client_are_told_in_one_line(capsys):
     assert capsys.readouterr().err == "xai-tasks: gone for 5 s\n"
 
 
+@pytest.mark.parametrize(
+    ("term", "platform", "cls"),
+    [
+        ("xterm", "posix", BarReporter),
+        ("dumb", "posix", PlainReporter),
+        (None, "posix", PlainReporter),
+        (None, "nt", BarReporter),
+    ],
+)
+def test_bar_is_drawn_on_terminals_only(monkeypatch, term, platform, cls):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.delenv("TERM", raising=False)
+    if term is not None:
+        monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(_progress, "_HAS_TERM", platform == "posix")
+    assert type(make_reporter(quiet=False)) is cls
+    assert type(make_reporter(quiet=True)) is Reporter
+
+
+class TestRateWarning:
+    def warned(self, capsys, *, rate=None, timeout=600.0, limited=5, waiting=10_000, seconds=30):
+        job = Job(
+            None, Output(None, resume=False), Reporter(), summary=None, hint="", max_pending=1,
+            rate=rate, timeout=timeout,
+        )  # fmt: skip
+        pace, moment = Pace(), snapshot(waiting=waiting, polls=10 * seconds, rate_limited=limited)
+        pace.add(0, snapshot())
+        pace.add(seconds, moment)
+        job._check_pace(moment, pace)
+        job._check_pace(moment, pace)
+        return capsys.readouterr().err
+
+    def test_tells_once_how_many_will_time_out(self, capsys):
+        assert self.warned(capsys) == (
+            "xai-tasks: at 10 requests/s about 4,000 of the 10,000 ids that are waited for will time out "
+            "after 10 min 0 s; give more with --timeout\n"
+        )
+        assert self.warned(capsys, rate=10.0, limited=0)
+
+    @pytest.mark.parametrize(
+        "case", [{"limited": 0}, {"timeout": None}, {"waiting": 6000}, {"seconds": 5}]
+    )
+    def test_is_not_given_without_need(self, capsys, case):
+        assert self.warned(capsys, **case) == ""
+
+
 def test_stderr_that_nobody_reads_is_given_up(monkeypatch):
     class Broken(io.StringIO):
         def write(self, text):
@@ -125,18 +174,52 @@ class TestBar:
         console.print(bar(moment, PACE, width))
         return console.file.getvalue()
 
-    def test_tells_how_it_stands_in_one_line(self):
-        line = self.drawn(150)
+    @pytest.mark.parametrize(
+        ("width", "shown"),
+        [
+            (40, ("left", "completed")),
+            (60, ("left", "completed", "━", "failed")),
+            (80, ("left", "completed", "━", "failed", "waiting")),
+            (120, ("left", "completed", "━", "failed", "waiting", "polls/s", "limited")),
+        ],
+    )
+    def test_shows_what_is_of_most_use_first(self, width, shown):
+        # A large job in its fifth hour, with counts of five digits.
+        moment = snapshot(16_120, 10_031, 10_000, 41_900, 12_345, 60_000.0)
+        pace = Pace()
+        pace.add(0, snapshot(16_000, 10_000, 10_000, 35_860, 12_345, 60_000.0))
+        pace.add(75, moment)
+        console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+
+        console.print(bar(moment, pace, width - 1), width=width - 1)
+
+        line = console.file.getvalue()
         assert line.count("\n") == 1
-        for fact in (
-            "6,120 completed",
-            "31 failed",
-            "10,000 waiting",
-            "polls/s",
-            "rate limited",
-            "left",
-        ):
-            assert fact in line
+        assert len(line.rstrip("\n")) < width
+        words = ("left", "completed", "━", "failed", "waiting", "polls/s", "limited")
+        assert tuple(word for word in words if word in line) == shown
+        assert "…" not in line
+
+    def test_one_fact_is_shown_however_narrow_it_is(self):
+        assert "…" in self.drawn(5)
+
+    def test_is_drawn_where_the_console_cannot_be_asked_for_room(self, monkeypatch, capsys):
+        def select(*args):
+            raise OSError(10038, "an operation was attempted on something that is not a socket")
+
+        monkeypatch.setattr("select.select", select)
+        BarReporter().show(MOMENT, PACE)
+        assert "completed" in capsys.readouterr().err
+
+    def test_console_without_escape_sequences_is_cleared_by_blanks(self, monkeypatch, capsys):
+        reporter = BarReporter()
+        reporter._console = Console(stderr=True, legacy_windows=True, width=20)
+        monkeypatch.setattr(_bar, "has_room", lambda fd: None)
+        reporter.show(MOMENT, PACE)
+        reporter.clear()
+        err = capsys.readouterr().err
+        assert "\x1b[2K" not in err
+        assert err.endswith("\r" + " " * 19 + "\r")
 
     def test_grows_with_the_share_that_has_ended(self):
         assert 0 < self.drawn(150).count("━") < self.drawn(200).count("━")

@@ -50,34 +50,34 @@ def cli() -> None:
 
 @cli.command("get")
 @click.argument("task_ids", nargs=-1, required=True, metavar="ID...", callback=options.filled)
+@options.log_options
 @options.api_options
-def get_command(task_ids: tuple[str, ...], **settings: Any) -> int:
+def get_command(task_ids: tuple[str, ...], *, quiet: bool, verbose: int, **settings: Any) -> int:
     """Ask for tasks once.
 
     A task that has not ended is put out as it stands, and is no failure.
     """
-    from xai_tasks._cli._output import STDOUT, LineSink  # noqa: PLC0415
     from xai_tasks._cli._process import run_command  # noqa: PLC0415
     from xai_tasks._cli._settings import make_client  # noqa: PLC0415
     from xai_tasks._cli._single import get  # noqa: PLC0415
 
     client = make_client(**settings)
-    return run_command(lambda _: get(client, task_ids, LineSink(STDOUT, "stdout")))
+    return run_command(lambda _: get(client, task_ids, quiet=quiet, verbose=verbose))
 
 
 @cli.command("watch")
 @click.argument("task_id", metavar="ID", callback=options.filled)
+@options.log_options
 @options.pace_options
 @options.api_options
-def watch_command(task_id: str, **settings: Any) -> int:
+def watch_command(task_id: str, *, quiet: bool, verbose: int, **settings: Any) -> int:
     """Follow a task: a line for each change of its status, until it has ended."""
-    from xai_tasks._cli._output import STDOUT, LineSink  # noqa: PLC0415
     from xai_tasks._cli._process import run_command  # noqa: PLC0415
     from xai_tasks._cli._settings import make_client  # noqa: PLC0415
     from xai_tasks._cli._single import watch  # noqa: PLC0415
 
     client = make_client(**settings)
-    return run_command(lambda _: watch(client, task_id, LineSink(STDOUT, "stdout")))
+    return run_command(lambda _: watch(client, task_id, quiet=quiet, verbose=verbose))
 
 
 @cli.command("wait")
@@ -110,6 +110,7 @@ def watch_command(task_id: str, **settings: Any) -> int:
     help="Wait for the Kth of N parts only, for N machines.",
 )
 @options.output_options
+@options.log_options
 @options.bulk_options
 @options.pace_options
 @options.api_options

@@ -27,7 +27,7 @@ _REPORTED = 20
 _SLICE = 100
 """Lines read before other tasks of the loop get a turn: less than a millisecond."""
 _UNPROVEN = 200
-"""Ids in rotation at most while the server has not shown that it knows any."""
+"""Ids that are pulled before the server has shown that it knows any."""
 ID_COLUMNS = ("taskId", "task_id")
 
 _MARKS = (
@@ -270,6 +270,7 @@ class _Decoder:
         self._name = name
         self._head: bytes | None = b""
         self._utf16: codecs.IncrementalDecoder | None = None
+        self._is_broken = False
 
     def decode(self, chunk: bytes, *, final: bool = False) -> bytes:
         if self._head is not None:
@@ -281,10 +282,14 @@ class _Decoder:
             chunk = self._begin(chunk)
         if self._utf16 is None:
             return chunk
-        try:
-            return self._utf16.decode(chunk, final).encode()
-        except UnicodeDecodeError:
-            raise OSError(0, "it is not UTF-16, as its byte order mark says") from None
+        if not self._is_broken:
+            try:
+                return self._utf16.decode(chunk, final).encode()
+            except UnicodeDecodeError as error:
+                self._is_broken = True
+                if not final:  # what comes before the fault is still read
+                    return error.object[: error.start].decode(error.encoding).encode()
+        raise OSError(0, "it is not UTF-16, as its byte order mark says")
 
     def _begin(self, chunk: bytes) -> bytes:
         for mark, encoding in _MARKS:
@@ -528,15 +533,12 @@ class IdSource:
         self.kept = tuple(kept)
         self._kept = deque(kept)
         self._unrepeatable: dict[int, str] = {}
-        self._proven = False
-        self._room = asyncio.Event()
+        self._proven = asyncio.Event()
         self._ended = False
         self.stopped = False
         """Set it, and no more ids are pulled."""
         self.taken = 0
         """Ids given out."""
-        self.settled = 0
-        """Those among them that have ended."""
         self.misread = 0
         """Lines that hold no id."""
         self.broken = False
@@ -557,14 +559,11 @@ class IdSource:
 
     def prove(self) -> None:
         """Give out ids without a limit: the server has shown that it knows some."""
-        self._proven = True
-        self._room.set()
+        self._proven.set()
 
     def settle(self, index: int) -> None:
         """Record that the id with this index, counted from 0 in the order given out, has ended."""
-        self.settled += 1
         self._unrepeatable.pop(index, None)
-        self._room.set()
 
     def about(self, index: int) -> Mapping[str, object]:
         """Return what is put out beside the task with this index: nothing."""
@@ -582,9 +581,8 @@ class IdSource:
                 continue
             if not repeatable:
                 self._unrepeatable[self.taken] = task_id
-            while not self._proven and self.taken - self.settled >= _UNPROVEN:
-                self._room.clear()
-                await self._room.wait()
+            if self.taken >= _UNPROVEN:
+                await self._proven.wait()
             if self.stopped:
                 return
             self.taken += 1

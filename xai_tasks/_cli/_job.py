@@ -241,8 +241,10 @@ class Job:
         except OSError:
             self._tally.take_back()
             raise
-        finally:
-            self._source.settle(outcome.index)
+        except asyncio.CancelledError:
+            self._source.settle(outcome.index)  # the line was written first
+            raise
+        self._source.settle(outcome.index)
         if self._tally.failures_in_a_row >= _HOPELESS and outcome.error is not None:
             raise outcome.error
         if self._tally.all_not_known >= _NOT_IDS:

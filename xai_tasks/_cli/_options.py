@@ -170,6 +170,17 @@ bulk_options = _all_of(
 )
 """The options of every command for many tasks; `make_client` takes their values."""
 
+log_options = _all_of(
+    click.option("-q", "--quiet", is_flag=True, help="Show errors only."),
+    click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        help="Show retries and polls; -vv: with times, and connections.",
+    ),
+)
+"""What is shown on stderr."""
+
 request_options = _all_of(
     click.option("--model", metavar="M", help="The model.  [default: the API's first]"),
     click.option("--duration", type=number, metavar="S", help="Seconds of a video, such as 10."),
@@ -214,12 +225,5 @@ output_options = _all_of(
         metavar="FILE",
         help="Write the counts of the whole job as JSON to FILE, however the job ends.",
     ),
-    click.option("-q", "--quiet", is_flag=True, help="Show errors only."),
-    click.option(
-        "-v",
-        "--verbose",
-        count=True,
-        help="Show retries and polls; -vv: with times, and connections.",
-    ),
 )
-"""Where lines go, and what is shown; `open_job` takes their values."""
+"""Where lines and counts go; `Output` and `SummaryFile` take their values."""

@@ -234,5 +234,9 @@ class PendingFile:
             self.path.unlink(missing_ok=True)
             return
         part = self.path.with_name(f"{self.path.name}.part")
-        part.write_text("".join(f"{id_line(each)}\n" for each in task_ids), encoding="utf-8")
-        part.replace(self.path)
+        try:
+            part.write_text("".join(f"{id_line(each)}\n" for each in task_ids), encoding="utf-8")
+            part.replace(self.path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise

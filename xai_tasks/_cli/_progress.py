@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from attrs import frozen
 
+_HAS_TERM = os.name == "posix"
+"""Whether terminals are told apart by TERM, which Windows does not have."""
 _WINDOW = 30.0
 """Seconds that rates are taken over: steady to the eye, and soon past an outage."""
 
@@ -153,8 +155,7 @@ def make_reporter(*, quiet: bool) -> Reporter:
     """Choose how progress is reported: a bar on a terminal, a line now and then elsewhere."""
     if quiet:
         return Reporter()
-    # Windows has no TERM.
-    term = os.environ.get("TERM", "dumb" if os.name == "posix" else "")
+    term = os.environ.get("TERM", "dumb" if _HAS_TERM else "")
     if sys.stderr is None or not sys.stderr.isatty() or term in ("dumb", "unknown"):
         return PlainReporter()
     from xai_tasks._cli._bar import BarReporter  # noqa: PLC0415 -- rich is slow to import

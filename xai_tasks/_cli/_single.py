@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 from xai_tasks import (
     AuthenticationError,
@@ -13,27 +14,38 @@ from xai_tasks import (
     TaskResult,
     XaiTasksError,
 )
-from xai_tasks._cli._output import LineSink
+from xai_tasks._cli._output import STDOUT, LineSink
+from xai_tasks._cli._progress import LogHandler, Reporter
+from xai_tasks._cli._startup import Startup
 from xai_tasks._cli._tally import Tally, json_line
 
 FATAL = (AuthenticationError, ConfigurationError)
 """What every other id would meet too."""
 
 
-async def get(client: TaskClient, task_ids: Sequence[str], sink: LineSink) -> int:
+async def get(
+    client: TaskClient, task_ids: Sequence[str], *, quiet: bool = False, verbose: int = 0
+) -> int:
     """Ask for each task once, and put them out in the order of `task_ids`."""
-    tally = Tally()
-    async with client:
-        requests = [asyncio.create_task(_get(client, task_id)) for task_id in task_ids]
-        try:
-            for task_id, request in zip(task_ids, requests, strict=True):
-                task, error = await request
-                await sink.write(tally.record(task_id, task, error))
-        finally:
-            for request in requests:
-                request.cancel()
-            await asyncio.gather(*requests, return_exceptions=True)
+    tally, sink = Tally(), LineSink(STDOUT, "stdout")
+    with _log(quiet=quiet, verbose=verbose):
+        async with client:
+            await _get_all(client, task_ids, tally, sink)
     return tally.code
+
+
+async def _get_all(
+    client: TaskClient, task_ids: Sequence[str], tally: Tally, sink: LineSink
+) -> None:
+    requests = [asyncio.create_task(_get(client, task_id)) for task_id in task_ids]
+    try:
+        for task_id, request in zip(task_ids, requests, strict=True):
+            task, error = await request
+            await sink.write(tally.record(task_id, task, error))
+    finally:
+        for request in requests:
+            request.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
 
 
 async def _get(client: TaskClient, task_id: str) -> tuple[TaskResult | None, XaiTasksError | None]:
@@ -54,19 +66,32 @@ def _error_of(task: TaskResult) -> TaskError | None:
     return None
 
 
-async def watch(client: TaskClient, task_id: str, sink: LineSink) -> int:
+async def watch(client: TaskClient, task_id: str, *, quiet: bool = False, verbose: int = 0) -> int:
     """Put out a task at each change of its status, until it has ended."""
-    tally = Tally()
-    async with client, client.watch(task_id) as changes:
-        try:
-            async for task in changes:
-                if task.done:
-                    line = tally.record(task_id, task, _error_of(task))
-                else:
-                    line, _ = json_line(task_id, task)
-                await sink.write(line)
-        except FATAL:
-            raise
-        except XaiTasksError as error:
-            await sink.write(tally.record(task_id, None, error))
+    tally, sink = Tally(), LineSink(STDOUT, "stdout")
+    with _log(quiet=quiet, verbose=verbose):
+        async with client, client.watch(task_id) as changes:
+            try:
+                async for task in changes:
+                    if task.done:
+                        line = tally.record(task_id, task, _error_of(task))
+                    else:
+                        line, _ = json_line(task_id, task)
+                    await sink.write(line)
+            except FATAL:
+                raise
+            except XaiTasksError as error:
+                await sink.write(tally.record(task_id, None, error))
     return tally.code
+
+
+@contextlib.contextmanager
+def _log(*, quiet: bool, verbose: int) -> Iterator[None]:
+    """Show the client's log, and that there is no answer from the server."""
+    reporter = Reporter()
+    with LogHandler(reporter, verbose):
+        if quiet:
+            yield
+            return
+        with Startup(reporter):
+            yield
