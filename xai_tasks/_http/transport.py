@@ -323,6 +323,7 @@ class Transport:
                 logger.warning(
                     "a submission was cancelled after it was sent: %r may have been accepted",
                     request,
+                    extra={"request": request},
                 )
             raise
         if body.problem is not None:
