@@ -59,11 +59,11 @@ def picture(lines: list[Line]) -> str:
             f".l{number} {{ animation: l{number} {total:.1f}s infinite }}"
         )
         rows.append(f'<g class="l{number}">{_line(number, text)}</g>')
-    last = escape(lines[-2][1])
+    summary = escape(next(text for _, text in lines if " completed, " in text))
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img">',
-            f"<title>{COMMAND}: {last}</title>",
+            f"<title>{COMMAND}: {summary}</title>",
             f"<style>{STYLE}@media (prefers-reduced-motion: no-preference) {{",
             *keyframes,
             "}</style>",

@@ -260,10 +260,12 @@ class TestServe:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def demo():
+def demo(tmp_path_factory):
     """The demo takes ten seconds; it runs beside the other tests."""
     program = Program("http://unused.invalid")
-    yield program.start("demo", env={"MOUNTSEA_API_KEY": None, "MOUNTSEA_BASE_URL": None})
+    env = {"MOUNTSEA_API_KEY": None, "MOUNTSEA_BASE_URL": None}
+    env["TMPDIR"] = str(tmp_path_factory.mktemp("demo"))
+    yield program.start("demo", env=env)
     program.close()
 
 
@@ -356,6 +358,8 @@ def test_demo_needs_neither_key_nor_network(demo):
     seconds, first, later = map(float, summary.groups())
     assert later < first  # on a slow machine too
     assert seconds < 30
+    folder = Path(re.search(rb"^3 of their videos are in (.*)$", out, re.MULTILINE)[1].decode())
+    assert len([path for path in folder.iterdir() if b"ftyp" in path.read_bytes()[:12]]) == 3
 
 
 def test_demo_shows_something_before_it_begins(monkeypatch, capsys):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import cast
@@ -23,6 +25,8 @@ FAILED = 0.04
 """The share of made-up tasks that fail, so that the output shows failures too."""
 INTERVAL = 1.0
 """Seconds between polls until the client has learned how long tasks take: they are short."""
+SAVED = 3
+"""Videos that are saved in the end."""
 BAR = 20
 """Characters."""
 
@@ -31,6 +35,8 @@ class _Story:
     """Prints a line every second, and a summary."""
 
     def __init__(self) -> None:
+        self.completed: deque[TaskResult] = deque(maxlen=SAVED)
+        """The last tasks that completed."""
         self._begun = time.monotonic()
         self._lines = 0
         self._completed = 0
@@ -43,6 +49,8 @@ class _Story:
     def add(self, outcome: Outcome) -> None:
         self._completed += outcome.ok
         task = cast("TaskResult", outcome.task)  # nothing goes wrong here but tasks
+        if outcome.ok:
+            self.completed.append(task)
         finished = cast("datetime", task.finished_at)
         delay = (datetime.now(UTC) - finished).total_seconds()
         self._delays[outcome.index >= WAVE].append(delay)
@@ -82,4 +90,8 @@ async def demo(interrupt: Interrupt) -> int:
             async for outcome in client.as_completed(_ids(server)):
                 story.add(outcome)
             click.echo(story.summary(client.stats))
+            directory = tempfile.mkdtemp(prefix="xai-tasks-demo-")
+            for task in story.completed:
+                await client.download(task, directory)
+            click.echo(f"{len(story.completed)} of their videos are in {directory}")
     return Exit.COMPLETED
