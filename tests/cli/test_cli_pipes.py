@@ -242,3 +242,14 @@ class TestSignals:
         eventually(lambda: server.count("a"))
         process.send_signal(signal.SIGHUP)
         assert process.wait(30) == 130
+
+    def test_process_that_was_stopped_asks_once_more(self, program, server):
+        server.add("a", "processing")
+        process = program.start("wait", "a", "--timeout", "2", "--interval", "0.2")
+        eventually(lambda: server.count("a") >= 2)
+        process.send_signal(signal.SIGSTOP)
+        server.advance("a")
+        time.sleep(2.5)
+        process.send_signal(signal.SIGCONT)
+        out, _ = process.communicate(timeout=30)
+        assert (process.returncode, json.loads(out)["status"]) == (0, "completed")
