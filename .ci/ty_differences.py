@@ -1,4 +1,6 @@
-"""Run ty over the typing tests: it may find only what they expect, and the differences named here."""
+"""Run ty over the typing tests: it may find only what they expect,
+and the differences named here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A clock that jumps, a transport without sockets, and a few sources and subscribers to test with."""
+"""A clock that jumps, a transport without sockets, and a few sources
+and subscribers to test with.
+"""
 
 from __future__ import annotations
 
@@ -276,7 +278,9 @@ def client_over(transport, **options):
 
 
 async def assert_nothing_runs(client=None):
-    """Assert that no task but the current one is left, and that the client has nothing under way."""
+    """Assert that no task but the current one is left, and that the
+    client has nothing under way.
+    """
     gc.collect()
     await settle()
     others = asyncio.all_tasks() - {asyncio.current_task()}

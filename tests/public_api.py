@@ -27,7 +27,8 @@ MADE_BY_THE_LIBRARY = {"ClusterStream", "Fault", "OutcomeStream"}
 
 # What syntax calls, so that it is used without being named.
 SYNTAX = {
-    "__aenter__", "__aexit__", "__aiter__", "__anext__", "__call__", "__enter__", "__exit__", "__iter__", "__next__",
+    "__aenter__", "__aexit__", "__aiter__", "__anext__", "__call__", "__enter__", "__exit__",
+    "__iter__", "__next__",
 }  # fmt: skip
 
 

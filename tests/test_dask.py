@@ -727,7 +727,8 @@ async def main(key, count, shortest, longest):
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             if line.startswith("add"):
                 _, prefix, count, shortest, longest = line.split()
-                server.add_many(int(count), duration=uniform(float(shortest), float(longest)), prefix=prefix)
+                duration = uniform(float(shortest), float(longest))
+                server.add_many(int(count), duration=duration, prefix=prefix)
             print(json.dumps([loop.time(), server.count()]), flush=True)
 
 asyncio.run(main(sys.argv[1], 0, 0, 0))

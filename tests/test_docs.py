@@ -1,4 +1,6 @@
-"""Every Python block of README and docs runs as it stands, a page at a time, against a TaskServer."""
+"""Every Python block of README and docs runs as it stands, a page at
+a time, against a TaskServer.
+"""
 
 from __future__ import annotations
 

@@ -214,7 +214,8 @@ def test_a_task_errors_own_id_is_the_tasks_where_no_other_was_asked_for():
 
 def test_a_wait_timeout_tells_what_it_waited_for_and_what_to_do():
     assert str(WaitTimeoutError("a", 600.0)) == (
-        "task 'a' had not ended after 600 s; it may still be running: wait again, or with a longer timeout"
+        "task 'a' had not ended after 600 s; "
+        "it may still be running: wait again, or with a longer timeout"
     )
 
 

@@ -12,10 +12,14 @@ import pytest
 import xai_tasks
 
 CONTRACT = """
-    APIConnectionError APIError APIResponseValidationError APIStatusError APITimeoutError AuthenticationError
-    BadRequestError ClientClosedError ClientStats ConfigurationError DownloadError DownloadExpiredError ImageRequest InvalidTaskIdError NotFoundError Outcome
-    OutcomeStream PaymentRequiredError PermissionDeniedError PollPolicy RateLimitError RetryPolicy ServerError
-    SubmissionUncertainError TaskCancelledError TaskClient TaskError TaskFailedError TaskResult TaskStatus TaskTimedOutError
+    APIConnectionError APIError APIResponseValidationError APIStatusError APITimeoutError
+    AuthenticationError
+    BadRequestError ClientClosedError ClientStats ConfigurationError DownloadError
+    DownloadExpiredError ImageRequest InvalidTaskIdError NotFoundError Outcome
+    OutcomeStream PaymentRequiredError PermissionDeniedError PollPolicy RateLimitError RetryPolicy
+    ServerError
+    SubmissionUncertainError TaskCancelledError TaskClient TaskError TaskFailedError TaskResult
+    TaskStatus TaskTimedOutError
     Update VideoRequest WaitTimeoutError Watch WatchAll
     XaiTasksError __version__ wait_adaptive
 """.split()
@@ -50,7 +54,8 @@ def test_a_star_import_gives_all_of_it():
 def test_names_are_imported_when_they_are_used():
     loaded = in_a_fresh_interpreter(
         "import sys, json, xai_tasks; assert 'TaskClient' in dir(xai_tasks)\n"
-        "print(json.dumps([name for name in sys.modules if name.startswith(('xai_tasks', 'aiohttp'))]))"
+        "print(json.dumps([name for name in sys.modules "
+        "if name.startswith(('xai_tasks', 'aiohttp'))]))"
     )
     assert sorted(loaded) == ["xai_tasks", "xai_tasks._version"]
 
@@ -132,7 +137,8 @@ def test_importing_brings_in_neither_a_server_nor_a_test_kit_nor_the_command_lin
     )
 
     assert "xai_tasks._client" in loaded
-    unwanted = ("aiohttp.web", "xai_tasks._cli", "xai_tasks.testing", "xai_tasks.dask", "click", "rich", "pytest",
+    unwanted = ("aiohttp.web", "xai_tasks._cli", "xai_tasks.testing", "xai_tasks.dask", "click",
+                "rich", "pytest",
                 "hypothesis", "uvloop", "distributed")  # fmt: skip
     assert [name for name in loaded if name in unwanted] == []
 
@@ -151,7 +157,7 @@ class Watched(dict):
 def state():
     loggers = {name: logging.getLogger(name) for name in ("", "xai_tasks", "asyncio", "aiohttp")}
     return [
-        {name: [repr(logger.handlers), logger.level, logger.propagate] for name, logger in loggers.items()},
+        {name: [repr(each.handlers), each.level, each.propagate] for name, each in loggers.items()},
         sum(isinstance(each, asyncio.AbstractEventLoop) for each in gc.get_objects()),
         threading.active_count(),
         repr(signal.getsignal(signal.SIGINT)),
@@ -178,7 +184,8 @@ print(json.dumps([before, state()]))
 @pytest.mark.slow
 def test_a_client_can_be_built_without_a_loop_and_leaves_nothing_behind():
     threads = in_a_fresh_interpreter(
-        "import threading, json, xai_tasks; xai_tasks.TaskClient('sk'); print(json.dumps(threading.active_count()))"
+        "import threading, json, xai_tasks; xai_tasks.TaskClient('sk'); "
+        "print(json.dumps(threading.active_count()))"
     )
 
     assert threads == 1

@@ -186,15 +186,19 @@ async def test_any_task_gives_a_task_or_a_documented_error(server, client, task)
 
 
 header_names = st.sampled_from(
-    ["Retry-After", "retry-after-ms", "Date", "Location", "Set-Cookie", "Content-Type", "Content-Encoding",
+    ["Retry-After", "retry-after-ms", "Date", "Location", "Set-Cookie", "Content-Type",
+     "Content-Encoding",
      "Content-Length", "Transfer-Encoding", "Connection", "Upgrade", "Trailer", "X"]
 )  # fmt: skip
 
 header_values = (
     st.sampled_from(
-        ["0", "-1", "1e9", "nan", "inf", "9" * 400, "Thu, 02 Jan 2025 12:00:00 GMT", "Thu, 99 Jan 99999", "chunked", "gzip",
-         "identity", "chunked, chunked", "close", "keep-alive", "upgrade", "websocket", "/", "//", "http://[", "javascript:1",
-         f"https://example.com/?key={KEY}", KEY, f"{KEY}=1", "a=b; Max-Age=nan", "text/html; charset=\x00", "1, 2", "0x10"]
+        ["0", "-1", "1e9", "nan", "inf", "9" * 400, "Thu, 02 Jan 2025 12:00:00 GMT",
+         "Thu, 99 Jan 99999", "chunked", "gzip",
+         "identity", "chunked, chunked", "close", "keep-alive", "upgrade", "websocket", "/", "//",
+         "http://[", "javascript:1",
+         f"https://example.com/?key={KEY}", KEY, f"{KEY}=1", "a=b; Max-Age=nan",
+         "text/html; charset=\x00", "1, 2", "0x10"]
     ).map(str.encode)
     | st.binary(max_size=30)
     | st.just(b"x" * 9000)

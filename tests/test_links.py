@@ -81,7 +81,8 @@ def test_broken_links_are_found(tmp_path, monkeypatch):
     page.write_text(
         "# Here\n\n[a](other.md) [b](other.md#a-b-c) [c](#here) [d](https://example.com/)\n\n"
         "```\n[in code](nowhere.md)\n```\n\n`[in code](nowhere.md)`\n\n"
-        "[e](nowhere.md) [f](other.md#d) [g](#there) [h](http://example.com/) ![i](nowhere.svg) [j](../x)\n"
+        "[e](nowhere.md) [f](other.md#d) [g](#there) "
+        "[h](http://example.com/) ![i](nowhere.svg) [j](../x)\n"
     )
 
     assert list(broken(page)) == [

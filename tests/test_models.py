@@ -90,8 +90,10 @@ def test_an_unknown_status_is_an_end_too_where_the_result_was_made_by_hand():
 
 @pytest.mark.parametrize(
     "value",
-    [0, -0.0, 0.0, 1, 86399, -62135596800, False, True, "", " ", "0", "0.0", [], {}, "0000-00-00 00:00:00",
-     "0000-00-00T00:00:00Z", "0001-01-01T00:00:00Z", "0001-01-01T00:00:00", "0001-01-01T00:00:00+14:00",
+    [0, -0.0, 0.0, 1, 86399, -62135596800, False, True, "", " ", "0", "0.0", [], {},
+     "0000-00-00 00:00:00",
+     "0000-00-00T00:00:00Z", "0001-01-01T00:00:00Z", "0001-01-01T00:00:00",
+     "0001-01-01T00:00:00+14:00",
      "1899-12-30T00:00:00Z", "1969-12-31T23:59:59Z", "1970-01-01T00:00:00Z", "1970-01-01T08:00:00",
      "1970-01-01T00:00:00-08:00", "1970-01-01"],
 )  # fmt: skip
@@ -200,7 +202,8 @@ def test_repr_shows_id_status_and_error_fields_but_neither_result_nor_raw():
     )
 
     assert repr(task) == (
-        r"TaskResult(task_id='a', status='failed', error_message='no\\x1bGPU', error_code=7, trace_id='t')"
+        r"TaskResult(task_id='a', status='failed', "
+        r"error_message='no\\x1bGPU', error_code=7, trace_id='t')"
     )
 
 
@@ -326,7 +329,8 @@ def test_a_large_result_of_an_unfinished_task_is_dropped(result):
 
 @pytest.mark.parametrize("new", ["1e999", "[" * 5000 + "]" * 5000])
 def test_an_answer_that_cannot_be_written_again_is_kept_whole(new, monkeypatch):
-    body = f'{{"taskId": "a", "status": "processing", "new": {new}, "result": "{"x" * 17_000}"}}'.encode()
+    result = "x" * 17_000
+    body = f'{{"taskId": "a", "status": "processing", "new": {new}, "result": "{result}"}}'.encode()
     monkeypatch.setattr(_models, "orjson", None)
     try:
         task = decode_task(body)
@@ -559,7 +563,8 @@ def test_dates_come_out_aware_and_in_utc(text, date):
 
 @pytest.mark.parametrize(
     "value",
-    [None, 1735819200, "", "yesterday", "2025-02-30T00:00:00Z", "2025-01-02T25:00:00Z", ["2025-01-02"],
+    [None, 1735819200, "", "yesterday", "2025-02-30T00:00:00Z", "2025-01-02T25:00:00Z",
+     ["2025-01-02"],
      "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2025-01-02T23:59:60Z"],
 )  # fmt: skip
 def test_a_date_that_cannot_be_read_is_none_and_stays_in_raw(value):

@@ -57,7 +57,10 @@ def test_code_needs_no_sphinx(page):
 
 
 def test_files_of_page_are_found_by_name():
-    page = "**`a.py`**\n\n```python\nprint(1)\n```\n\n```python\nprint(2)\n```\n\n**`b.ini`**\n\n```ini\n[b]\n```\n"
+    page = (
+        "**`a.py`**\n\n```python\nprint(1)\n```\n\n```python\nprint(2)\n```\n\n"
+        "**`b.ini`**\n\n```ini\n[b]\n```\n"
+    )
 
     assert files(page) == {"a.py": "print(1)\n", "b.ini": "[b]\n"}
 

@@ -1,4 +1,6 @@
-"""Every public name has its entry in the reference, every error its advice, every command its help."""
+"""Every public name has its entry in the reference, every error its
+advice, every command its help.
+"""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def repository(tmp_path):
         **{
             ".ci/run": GATE,
             ".gitignore": ".venv/\ndist/\n",
-            "docs/changelog.md": "# Changelog\n\n## 1.2.3 - 2026-11-25\n\n- All.\n\n## 1.2.2 - 2026-01-01\n",
+            "docs/changelog.md": "# C\n\n## 1.2.3 - 2026-11-25\n\n- All.\n",
             "tests/public_api.txt": "a = def()\n",
             "tests/public_api_released.txt": "a = def()\n",
             "xai_tasks/_version.py": '__version__ = "1.2.3"\n',

@@ -214,7 +214,8 @@ FAULTS = {
     "reset in the headers": b"HTTP/1.1 200 OK\r\nX-Key: " + KEY.encode(),
     "header without a colon": b"HTTP/1.1 200 OK\r\n" + KEY.encode() + b"\r\n\r\n",
     "cut off in the body": b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + KEY.encode(),
-    "key for a chunk's size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + KEY.encode() + b"\r\n",
+    "key for a chunk's size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%s\r\n"
+    % KEY.encode(),
     "oversized header": b"HTTP/1.1 200 OK\r\nX: " + KEY.encode() * 1000 + b"\r\n\r\n",
     "no gzip": response(200, KEY.encode(), {"Content-Encoding": "gzip"}),
     "empty": response(200, b""),
@@ -228,7 +229,8 @@ FAULTS = {
         for status in (302, 400, 401, 404, 429, 500)
         for name, echo in ECHOES.items()
     },
-    **{f"HTML error page, key echoed as {name}": response(502, f"<p>{echo}".encode()) for name, echo in ECHOES.items()},
+    **{f"HTML error page, key echoed as {name}": response(502, f"<p>{echo}".encode()) for name,
+    echo in ECHOES.items()},
 }  # fmt: skip
 
 

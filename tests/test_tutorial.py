@@ -1,5 +1,5 @@
-"""Pages whose commands run: their files are written to an empty folder, and their shell blocks run in
-order in one shell. A comment before a block says why it is not run.
+"""Pages whose commands run: their files are written to an empty folder, and their shell blocks run
+in order in one shell. A comment before a block says why it is not run.
 """
 
 from __future__ import annotations

@@ -67,7 +67,10 @@ def picture(lines: list[Line]) -> str:
             f"<style>{STYLE}@media (prefers-reduced-motion: no-preference) {{",
             *keyframes,
             "}</style>",
-            f'<rect class="window" x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="8"/>',
+            (
+                f'<rect class="window" x=".5" y=".5" '
+                f'width="{width - 1}" height="{height - 1}" rx="8"/>'
+            ),
             *rows,
             "</svg>\n",
         ]

@@ -27,7 +27,8 @@ BOX, BEND, GAP = (250, 58), 10, 14
 ROW = 88
 MARGIN = 24
 STYLE = """
-text { font-family: ui-monospace, "DejaVu Sans Mono", monospace; text-anchor: middle; fill: #1f2328 }
+text { font-family: ui-monospace, "DejaVu Sans Mono", monospace; text-anchor: middle;
+  fill: #1f2328 }
 .name { font-size: 14px; font-weight: 600 }
 .holds { font-family: system-ui, "DejaVu Sans", sans-serif; font-size: 11px; fill: #59636e }
 rect { fill: #f6f8fa; stroke: #818b98 }

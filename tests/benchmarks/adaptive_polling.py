@@ -58,10 +58,12 @@ def run_simulated(count: int, seed: int) -> bool:
     reached = True
     print(f"Simulated, {count:,} tasks, one a second, seed {seed}.")
     print(
-        "\nAt an interval that costs what backoff 1 -> 10 s x 1.5 does (polls, mean delay in seconds):\n"
+        "\nAt an interval that costs what backoff 1 -> 10 s x 1.5 does "
+        "(polls, mean delay in seconds):\n"
     )
     print(
-        "| durations | backoff | fixed | adaptive | polls | delay / backoff | delay / fixed | all known |"
+        "| durations | backoff | fixed | adaptive | polls | "
+        "delay / backoff | delay / fixed | all known |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, (to_backoff, to_fixed) in TARGETS.items():
@@ -71,9 +73,11 @@ def run_simulated(count: int, seed: int) -> bool:
         polls, against_fixed, against_backoff = compared.ratios()
         reached &= polls <= 1 and against_fixed <= to_fixed and against_backoff <= to_backoff
         print(
-            f"| {name} | {_cell(compared.backoff)} | {_cell(compared.fixed)}, every {compared.interval:.2f} s | "
+            f"| {name} | {_cell(compared.backoff)} | "
+            f"{_cell(compared.fixed)}, every {compared.interval:.2f} s | "
             f"{_cell(compared.adaptive)} | {polls:.3f} | {against_backoff:.3f} (<= {to_backoff}) | "
-            f"{against_fixed:.3f} (<= {to_fixed}) | {_all_known(name, lengths, compared.interval)} |"
+            f"{against_fixed:.3f} (<= {to_fixed}) | "
+            f"{_all_known(name, lengths, compared.interval)} |"
         )
     print(f"\nAt the default interval, never more than {WORSE} of the fixed interval's:\n")
     print("| durations | fixed | adaptive | polls | delay |")
@@ -84,10 +88,12 @@ def run_simulated(count: int, seed: int) -> bool:
         polls, delay, _ = compared.ratios()
         reached &= polls <= WORSE and delay <= WORSE
         print(
-            f"| {name} | {_cell(compared.fixed)} | {_cell(compared.adaptive)} | {polls:.3f} | {delay:.3f} |"
+            f"| {name} | {_cell(compared.fixed)} | {_cell(compared.adaptive)} | "
+            f"{polls:.3f} | {delay:.3f} |"
         )
     print(
-        "\nLognormal 45 s, sigma 0.5, against the fixed interval of 5 s, under other circumstances:\n"
+        "\nLognormal 45 s, sigma 0.5, against the fixed interval of 5 s, "
+        "under other circumstances:\n"
     )
     print("| circumstances | fixed | adaptive | polls | delay |")
     print("| --- | --- | --- | --- | --- |")
@@ -100,11 +106,13 @@ def run_simulated(count: int, seed: int) -> bool:
         fixed = simulate(wait_fixed(5), lengths, **options)
         adaptive = simulate(strategy, lengths, **options)
         print(
-            f"| {name} | {_cell(fixed)} | {_cell(adaptive)} | {adaptive.mean_polls / fixed.mean_polls:.3f} | "
+            f"| {name} | {_cell(fixed)} | {_cell(adaptive)} | "
+            f"{adaptive.mean_polls / fixed.mean_polls:.3f} | "
             f"{adaptive.mean_delay / fixed.mean_delay:.3f} |"
         )
     print(
-        f"\nA decision: {_decision_cost(seed):.1f} us, with its share of learning and planning, after 500 ends."
+        f"\nA decision: {_decision_cost(seed):.1f} us, "
+        f"with its share of learning and planning, after 500 ends."
     )
     return reached
 
@@ -197,7 +205,8 @@ async def run_sockets(count: int, seed: int) -> None:
     interval = matching_interval(lengths, simulate(backoff, lengths).mean_polls)
     random.seed(seed)
     print(
-        f"\nOver sockets, {count} tasks of lognormal {45 / SHRUNK} s, sigma 0.5, {RATE:.0f} a second:\n"
+        f"\nOver sockets, {count} tasks of lognormal {45 / SHRUNK} s, "
+        f"sigma 0.5, {RATE:.0f} a second:\n"
     )
     print("| strategy | polls | mean delay, ms |")
     print("| --- | --- | --- |")

@@ -1,4 +1,6 @@
-"""What the library is compared with: aiohttp alone, and the loop that a user would write around it."""
+"""What the library is compared with: aiohttp alone, and the loop that
+a user would write around it.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ async def wait(
     semaphore: asyncio.Semaphore,
     interval: float,
 ) -> Task:
-    """Poll one task every `interval` seconds until it has ended: the loop that a user would write."""
+    """Poll one task every `interval` seconds until it has ended: the
+    loop that a user would write.
+    """
 
     async def request() -> Task:
         async with semaphore:

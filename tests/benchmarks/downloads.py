@@ -1,8 +1,9 @@
 """What saving files costs: CPU and memory of a large one, and what many small ones do to polls.
 
 Two parts. `large`: one file of 500 MB, by `TaskClient.download` and by a bare aiohttp loop that
-writes what comes to a file, and then syncs it or does not, by turns, each in a fresh process. `polls`: 2,000 ids polled every 5 s,
-for as long as it takes to save 2,000 files of 200 kB, and for as long without.
+writes what comes to a file, and then syncs it or does not, by turns, each in a fresh
+process. `polls`: 2,000 ids polled every 5 s, for as long as it takes to save 2,000 files of
+200 kB, and for as long without.
 """
 
 from __future__ import annotations

@@ -66,7 +66,9 @@ class Api:
     """The API as cheap as Python gives it, so that it is the client that is measured."""
 
     def __init__(self, polls: int | None, limit: Limit | None) -> None:
-        """Have each task ended at its `polls`-th poll (None: never), and then again from the first."""
+        """Have each task ended at its `polls`-th poll (None: never),
+        and then again from the first.
+        """
         self.polls = polls
         self.limit = limit
         self.seen: Counter[bytes] = Counter()
@@ -169,7 +171,9 @@ class Server:
 
 @contextlib.contextmanager
 def serve(**options: Any) -> Iterator[Server]:
-    """Run an `Api` pinned to the server's core: `polls`, and `limit` as the arguments of `Limit`."""
+    """Run an `Api` pinned to the server's core: `polls`, and `limit`
+    as the arguments of `Limit`.
+    """
     command = [sys.executable, __file__, json.dumps(options)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:

@@ -1,4 +1,6 @@
-"""What whole processes cost, from their start to their end: for the benchmarks of the command line."""
+"""What whole processes cost, from their start to their end: for the
+benchmarks of the command line.
+"""
 
 from __future__ import annotations
 

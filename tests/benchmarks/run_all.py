@@ -40,7 +40,10 @@ def render(result: dict[str, Any]) -> str:
     """
     before, after = (load[0] for load in result["load"])
     how = f"`{result['command']}`, {result['date']}, {result['seconds'] / 60:.0f} min"
-    machine = f"{result['cores']} cores ({result['processor']}); load before and after: {before:.2f}, {after:.2f}"
+    machine = (
+        f"{result['cores']} cores ({result['processor']}); "
+        f"load before and after: {before:.2f}, {after:.2f}"
+    )
     libraries = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return "\n\n".join(
         [f"{how}, on {machine}. {libraries}.", harness.table(result["rows"]), *result["notes"]]

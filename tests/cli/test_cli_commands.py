@@ -285,7 +285,10 @@ class TestEveryCommand:
 
     @pytest.mark.parametrize("missing", ["click", "rich"])
     def test_without_the_extra_one_line_says_what_to_install(self, program, missing):
-        code = f"import sys; sys.modules[{missing!r}] = None; from xai_tasks.__main__ import main; sys.exit(main())"
+        code = (
+            f"import sys; sys.modules[{missing!r}] = None; "
+            "from xai_tasks.__main__ import main; sys.exit(main())"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code], env=program.env, capture_output=True, text=True
         )

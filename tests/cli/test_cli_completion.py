@@ -1,4 +1,6 @@
-"""Completion in bash, zsh and fish: what each shell asks the program, and, where it is installed, the shell itself."""
+"""Completion in bash, zsh and fish: what each shell asks the program, and, where it is
+installed, the shell itself.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def completions(program, shell, words):
-    """Ask for completions of the last of `words` as the shell's script does, and return what it is given."""
+    """Ask for completions of the last of `words` as the shell's script does,
+    and return what it is given.
+    """
     env = {"_XAI_TASKS_COMPLETE": f"{shell}_complete", "COMP_WORDS": " ".join(words)}
     env["COMP_CWORD"] = words[-1] if shell == "fish" else str(len(words) - 1)
     if shell == "fish":
@@ -81,7 +85,8 @@ def test_fish_completes(program, path):
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
 def test_zsh_completes(program, path):
-    # What zsh would offer is printed in place of `compadd` and `_describe`, which need a line editor.
+    # What zsh would offer is printed in place of `compadd` and
+    # `_describe`, which need a line editor.
     script = (
         "compdef() { :; }; compadd() { print -l -- $@; }; _describe() { print -l -- ${(P)3}; }; "
         "words=(xai-tasks wait --res); CURRENT=3; "

@@ -85,8 +85,14 @@ async def test_plain_reporter_tells_a_line_every_30_s(capsys):
     await asyncio.sleep(65)
     following.cancel()
     assert capsys.readouterr().err.splitlines() == [
-        "xai-tasks: 49 min 28 s left, 30 completed, 2 failed, 500 waiting, 20.0 polls/s, 3 rate limited",
-        "xai-tasks: 48 min 58 s left, 60 completed, 2 failed, 500 waiting, 20.0 polls/s, 3 rate limited",
+        (
+            "xai-tasks: 49 min 28 s left, 30 completed, 2 failed, 500 waiting, "
+            "20.0 polls/s, 3 rate limited"
+        ),
+        (
+            "xai-tasks: 48 min 58 s left, 60 completed, 2 failed, 500 waiting, "
+            "20.0 polls/s, 3 rate limited"
+        ),
     ]
 
 

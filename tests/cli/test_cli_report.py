@@ -136,7 +136,8 @@ class TestSummary:
     def test_takes_lines_of_anything(self, report, tmp_path):
         path = tmp_path / "out"
         path.write_bytes(
-            b'[]\n{"taskId": 7}\n\xff\n{"taskId":"a","status":"completed","createdAt":5,"finishedAt":"x"}\n'
+            b'[]\n{"taskId": 7}\n\xff\n'
+            b'{"taskId":"a","status":"completed","createdAt":5,"finishedAt":"x"}\n'
             b'{"taskId":"b","status":"failed","errorMessage":7,"errorCode":true}\n'
             b'{"taskId":"c","status":"completed","createdAt":"2026-01-02","finishedAt":"2026-01-01"}\n{"tas'
         )

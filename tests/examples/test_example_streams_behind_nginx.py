@@ -21,10 +21,12 @@ from real_servers import find_nginx, folder, free_port, running  # noqa: E402 --
 pytestmark = pytest.mark.realserver
 
 CONFIG = """
-daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn; events { worker_connections 256; }
+daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn;
+events { worker_connections 256; }
 http {
   access_log off;
-  client_body_temp_path tmp/b; proxy_temp_path tmp/p; fastcgi_temp_path tmp/f; uwsgi_temp_path tmp/u;
+  client_body_temp_path tmp/b; proxy_temp_path tmp/p; fastcgi_temp_path tmp/f;
+  uwsgi_temp_path tmp/u;
   scgi_temp_path tmp/s;
   server {
     listen 127.0.0.1:%(port)s;

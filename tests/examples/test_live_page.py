@@ -1,4 +1,6 @@
-"""The live page of the aiohttp example: its stream of many tasks, and the page itself in Chromium."""
+"""The live page of the aiohttp example: its stream of many tasks, and
+the page itself in Chromium.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,8 @@ class Chromium:
     async def rows(self):
         """Give the table as the reader sees it: id to status and result."""
         cells = await self.run(
-            "return [...document.querySelectorAll('#rows tr')].map(r => [...r.cells].map(c => c.innerText))"
+            "return [...document.querySelectorAll('#rows tr')]"
+            ".map(r => [...r.cells].map(c => c.innerText))"
         )
         return {task_id: (status, result) for task_id, status, _, result in cells}
 
@@ -134,7 +137,8 @@ async def chromium():
     programs = shutil.which("chromium"), shutil.which("chromedriver")
     if None in programs:
         pytest.skip(
-            "chromium or chromedriver is missing: tests/realserver/install.sh installs them, as root on Debian"
+            "chromium or chromedriver is missing: "
+            "tests/realserver/install.sh installs them, as root on Debian"
         )
 
     def start(profile):

@@ -1,4 +1,6 @@
-"""docs/examples/observability_otel.py against a real server, with OpenTelemetry's SDK and without."""
+"""docs/examples/observability_otel.py against a real server, with
+OpenTelemetry's SDK and without.
+"""
 
 from __future__ import annotations
 

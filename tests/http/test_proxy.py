@@ -1,4 +1,6 @@
-"""Which proxy is used, what is sent to it, and what errors say of it; with a real one: realserver/test_tinyproxy.py."""
+"""Which proxy is used, what is sent to it, and what errors say of it; with a real one:
+realserver/test_tinyproxy.py.
+"""
 
 from __future__ import annotations
 

@@ -528,12 +528,17 @@ async def test_switching_protocols_is_a_plain_status_error(server, transport):
         pytest.param(b"", id="closed"),
         pytest.param(b"\x16\x03\x01 garbage \xff\r\n\r\n", id="garbage"),
         pytest.param(b"HTTP/1.1 200 OK\r\nContent-Le", id="closed inside the headers"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}", id="closed inside the body"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", id="chunks without end"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello", id="broken chunking"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}",
+                     id="closed inside the body"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+                     id="chunks without end"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello",
+                     id="broken chunking"),
         pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", id="negative length"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", id="oversized header"),
-        pytest.param(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000 + b"\r\n", id="too many headers"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+                     id="oversized header"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+                     id="too many headers"),
         pytest.param(response(200, b"no gzip", {"Content-Encoding": "gzip"}), id="no gzip"),
     ],
 )  # fmt: skip
@@ -1047,7 +1052,8 @@ def test_a_base_url_is_taken_without_its_last_slash(given, base_url):
 @pytest.mark.parametrize(
     "base_url",
     ["", " ", "host", "host:8080", "//host", "/path", "https://", "https:///path", "https:host", "ftp://host",
-     "file:///etc/passwd", "ws://host", "https://host:99999", "https://host:port", "http://[::1", "https://ho st",
+     "file:///etc/passwd", "ws://host", "https://host:99999", "https://host:port", "http://[::1",
+     "https://ho st",
      "https://host ", " https://host", "https://host\n", "https://host/\x00", "https://host/\x1b[31m",
      "https://ho\\st", "https://host/\u2028"],
 )  # fmt: skip
@@ -1087,7 +1093,8 @@ def test_a_query_or_a_fragment_in_a_base_url_is_refused(base_url):
 
 @pytest.mark.parametrize(
     "host",
-    ["api.mountsea.ai", "10.0.0.1", "0.0.0.0", "128.0.0.1", "127.0.0.1.example", "localhost.example", "[::2]",
+    ["api.mountsea.ai", "10.0.0.1", "0.0.0.0", "128.0.0.1", "127.0.0.1.example",
+     "localhost.example", "[::2]",
      "2130706433"],
 )  # fmt: skip
 def test_plain_http_beyond_loopback_needs_to_be_allowed(host):

@@ -32,18 +32,22 @@ READ_TIMEOUT = 1
 """Seconds after which nginx answers 504 for a backend that is silent."""
 
 CONFIG = """
-daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn; events { worker_connections 1024; }
+daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn;
+events { worker_connections 1024; }
 http {
   log_format seen '$status $ssl_protocol $sent_http_content_encoding $connection_requests $pid';
   access_log access.log seen;
-  client_body_temp_path tmp/b; proxy_temp_path tmp/p; fastcgi_temp_path tmp/f; uwsgi_temp_path tmp/u;
+  client_body_temp_path tmp/b; proxy_temp_path tmp/p; fastcgi_temp_path tmp/f;
+  uwsgi_temp_path tmp/u;
   scgi_temp_path tmp/s;
   map $status $retry_after { 429 "1"; }
   limit_req_zone $http_authorization zone=key:1m rate=%(rate)sr/s;
   upstream backend { server 127.0.0.1:%(backend)s; keepalive 32; }
   server {
-    listen 127.0.0.1:%(port)s ssl backlog=1024; ssl_certificate srv.pem; ssl_certificate_key srv.key;
-    keepalive_timeout 1s; keepalive_requests 50; gzip on; gzip_min_length 0; gzip_types application/json;
+    listen 127.0.0.1:%(port)s ssl backlog=1024; ssl_certificate srv.pem;
+    ssl_certificate_key srv.key;
+    keepalive_timeout 1s; keepalive_requests 50; gzip on; gzip_min_length 0;
+    gzip_types application/json;
     location / {
       limit_req zone=key burst=%(burst)s nodelay; limit_req_status 429;
       add_header Retry-After $retry_after always;

@@ -1,4 +1,6 @@
-"""tinyproxy, between the client and a TaskServer: plain requests, tunnels, logins, a proxy that dies."""
+"""tinyproxy, between the client and a TaskServer: plain requests,
+tunnels, logins, a proxy that dies.
+"""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def _quota(name: str, remaining: float | None, reset: float | None) -> Iterator[
 def _number(text: str | None) -> float | None:
     if text is None or not _NUMBER.fullmatch(text.strip()):
         return None
-    value = float(text)
+    value = float(text.strip())
     return value if math.isfinite(value) else None
 
 
