@@ -22,26 +22,30 @@ FILES = sorted(
 
 RETIRED = {
     r"is_passing|passing (?:fault|error)s?": "transient error, is_transient",
-    r"\bLook\b(?! (?:up|at|for|in)\b)|\b(?:a|an|one|each|every|first|second|next|last|the) looks?\b": "request, response, poll",
+    r"\bLook\b(?! (?:up|at|for|in)\b)|\b(?:a|an|one|each|every|first|"
+    r"second|next|last|the) looks?\b": "request, response, poll",
     r"\blooked\b(?! up)": "on_poll; polled",
     r"\bRetrying[.(`]": "RetryingFetcher",
     r"\bLanes?\b": "PolicyGroup",
     r"\bFeed\b|\b_feeds\b": "producer",
     r"\b_?Place\b": "bulk subscriber, index",
-    r"\b(?:lay|lays|laid) (?:\w+ )?down\b|\bin (?:the )?line\b|\bat rest\b|\bready line\b": "schedule",
+    r"\b(?:lay|lays|laid) (?:\w+ )?down\b|\bin (?:the )?line\b|"
+    r"\bat rest\b|\bready line\b": "schedule",
     r"\bleft-?overs?\b|\btid(?:y|ied|ies)\b": "stale entries, prune",
     r"\bhungry\b": "waiters",
     r"\bsweepers?\b|\bpatien(?:ce|t)\b": "outage timer, outage deadline",
     r"\bunseen\b": "never polled",
     r"\bstrange\b|\bodd\b(?! number)": "unknown",
     r"\b_Signature\b": "request template",
-    r"class (?:Gate|Account|Held)\b|\bspell\(": "request checks, tally, completed ids, format_duration",
+    r"class (?:Gate|Account|Held)\b|\bspell\(": "request checks, tally, completed ids, "
+    "format_duration",
     r"\bdoubts?\b|\bnews\b|\bmasses\b": "uncertainty, new_observations, pmf",
     r"\bg(?:ive|ives|iven|ave|iving) (?:\w+ )?up\b": "time out, abandon",
     r"\bthe house\b": "the code base",
     r"\bdearer\b|\bcheaper than bare\b": "costs more",
     r"\b(?:whoever|whatsoever|anew|seldom|lest|oftener|nobody else's)\b": "plain English",
-    r"\bon end\b(?! of)|\botherwise than\b|\bas it happens\b|\bof its own accord\b": "plain English",
+    r"\bon end\b(?! of)|\botherwise than\b|\bas it happens\b|"
+    r"\bof its own accord\b": "plain English",
     r"(?<![Tt]here )\bis no (?:string|list|number|task|id|success)\b": "is not a ...",
     r'"""(?:Give|Say|Tell|Have|Hear|Note|Let)\b': "an imperative: Return, Raise, Wait, Build, ...",
 }

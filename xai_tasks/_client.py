@@ -159,8 +159,8 @@ class TaskClient:
         credentials.check()
         if session is not None and proxies.given:
             raise ConfigurationError(
-                "proxy and trust_env are for the client's own session: set the proxy on the session "
-                "that you pass"
+                "proxy and trust_env are for the client's own session: "
+                "set the proxy on the session that you pass"
             )
         name = "base_url"
         if base_url is None:
@@ -675,8 +675,8 @@ class TaskClient:
         loop = asyncio.get_running_loop()
         if self._loop is not None and self._loop is not loop:
             raise RuntimeError(
-                "this TaskClient belongs to the event loop of its first use, and this is another one: "
-                "make a client for each loop (for each asyncio.run)"
+                "this TaskClient belongs to the event loop of its first use, "
+                "and this is another one: make a client for each loop (for each asyncio.run)"
             )
         return loop
 

@@ -64,7 +64,8 @@ class XaiTasksError(Exception):
     """The base of every error of this library."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # BaseException would call the class with `args` alone, which misses the keyword-only fields.
+        # BaseException would call the class with `args` alone, which misses the
+        # keyword-only fields.
         return _rebuild, (type(self), self.args, dict(self.__dict__))
 
 
@@ -153,8 +154,8 @@ class SubmissionUncertainError(APIError):
 
     def __init__(self, request: Request, cause: APIError) -> None:
         super().__init__(
-            f"{type(request).__name__}({printable(request.prompt, 60)!r}) was sent and may have been "
-            f"accepted: {cause.args[0]}; check the account before you submit it again",
+            f"{type(request).__name__}({printable(request.prompt, 60)!r}) was sent and may have "
+            f"been accepted: {cause.args[0]}; check the account before you submit it again",
             task_id="",
         )
         self.request = request

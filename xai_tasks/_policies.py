@@ -110,7 +110,8 @@ class RetryPolicy:
         factory=lambda: wait_random_exponential(multiplier=0.5, max=8), eq=id, validator=_strategy
     )
     """Seconds between attempts if the server names none: any tenacity wait strategy. The default is
-    backoff with full jitter: random from 0 to a bound that starts at 0.5 s and doubles up to 8 s."""
+    backoff with full jitter: random from 0 to a bound that starts at 0.5 s and doubles up to 8 s.
+    """
     statuses: frozenset[int] = field(
         default=frozenset({408, 429, 500, 502, 503, 504}), converter=_statuses
     )
@@ -140,4 +141,5 @@ class PollPolicy:
     ends the wait. None: no limit."""
     not_found_grace: float = field(default=5.0, validator=_seconds)
     """Seconds for which an id may be answered 404, with no good answer in between, before its waits
-    end: a task that has just been submitted may not be known yet. 0: the first 404 ends the wait."""
+    end: a task that has just been submitted may not be known yet. 0: the first 404 ends the wait.
+    """

@@ -1,9 +1,9 @@
 """Kill `xai-tasks run` at random moments, and count how often each request was submitted.
 
-A server takes the submissions. The program is started with `--resume`, killed by SIGKILL at a random
-moment, and started again, as often as `--kills` says. Then it may finish: first without, then with
-`--retry-uncertain`. At the end it is checked that no request was submitted twice before the retry,
-that the output file tells of each, and that after the retry each has a completed task.
+A server takes the submissions. The program is started with `--resume`, killed by SIGKILL at a
+random moment, and started again, as often as `--kills` says. Then it may finish: first without,
+then with `--retry-uncertain`. At the end it is checked that no request was submitted twice before
+the retry, that the output file tells of each, and that after the retry each has a completed task.
 
     python tests/benchmarks/kill_run.py                        # 500 requests, 200 kills: 6 min
     python tests/benchmarks/kill_run.py --requests 30 --kills 5

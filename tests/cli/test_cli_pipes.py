@@ -1,4 +1,6 @@
-"""Outputs and inputs that are pipes: FIFOs, closed readers, full disks, and what is kept at an interrupt."""
+"""Outputs and inputs that are pipes: FIFOs, closed readers, full disks, and
+what is kept at an interrupt.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ class TestPipesOut:
 
 
 class TestFullDisk:
-    """A limit on the size of a file stands for a full disk: the write fails half-way in the same manner."""
+    """A limit on the size of a file stands for a full disk: the write fails
+    half-way in the same manner.
+    """
 
     def run(self, program, args, size):
         def limit():

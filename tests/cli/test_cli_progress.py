@@ -146,7 +146,8 @@ class TestRateWarning:
 
     def test_tells_once_how_many_will_time_out(self, capsys):
         assert self.warned(capsys) == (
-            "xai-tasks: at 10 requests/s about 4,000 of the 10,000 ids that are waited for will time out "
+            "xai-tasks: at 10 requests/s about 4,000 of the 10,000 ids that are waited for "
+            "will time out "
             "after 10 min 0 s; give more with --timeout\n"
         )
         assert self.warned(capsys, rate=10.0, limited=0)

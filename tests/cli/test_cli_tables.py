@@ -1,4 +1,6 @@
-"""Inputs as people have them: tables, several files, UTF-16, binary files, pipes in non-blocking mode."""
+"""Inputs as people have them: tables, several files, UTF-16, binary
+files, pipes in non-blocking mode.
+"""
 
 from __future__ import annotations
 

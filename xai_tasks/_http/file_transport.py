@@ -137,7 +137,7 @@ class FileTransport:
         self._proxies = proxies
         self._lookup = lookup
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
-        """One for direct requests, and one for those by a proxy, whose own address is not checked."""
+        """One for direct requests, one for those by a proxy, whose own address is not checked."""
 
     async def get(self, url: str, headers: Mapping[str, str]) -> FileResponse:
         """Make a request, and those that redirects ask for.

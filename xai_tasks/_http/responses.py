@@ -19,7 +19,7 @@ from xai_tasks._http.hints import parse_hints
 from xai_tasks._models import TaskResult, decode_task, parse_json
 
 _MAX_EXCERPT_BYTES = 2**14
-"""How much of a body is searched for text to show: a long key fits in, even if all of it is escaped."""
+"""How much of a body is searched for text to show: room for a long key, all of it escaped."""
 _MAX_WORDS = 120
 """Characters quoted of a body that is not JSON."""
 
@@ -166,7 +166,7 @@ def _parse(body: bytes) -> tuple[Any, bool]:
 
 
 def _explain(data: Any) -> tuple[str | None, str | None]:
-    """Return the server's message and trace id from an error's JSON, whose shape is undocumented."""
+    """Return the server's message and trace id from an error's JSON: its shape is undocumented."""
     trace_id = None
     if isinstance(data, dict):
         found = data.get("traceId") or data.get("trace_id")

@@ -91,7 +91,10 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
         self._server_ahead: float | None = None
 
     def __repr__(self) -> str:
-        return f"wait_adaptive(interval={self.interval}, minimum={self.minimum}, maximum={self.maximum})"
+        return (
+            f"wait_adaptive(interval={self.interval}, minimum={self.minimum}, "
+            f"maximum={self.maximum})"
+        )
 
     def __call__(self, retry_state: RetryCallState) -> float:
         """

@@ -121,7 +121,8 @@ class Source:
         try:
             async for item in iterator:
                 if self.ended:  # the source swallowed its cancellation, as asyncio.wait_for may do
-                    raise asyncio.CancelledError  # pragma: no cover -- 3.11 traces no line after a throw
+                    # Python 3.11 traces no line after a throw.
+                    raise asyncio.CancelledError  # pragma: no cover
                 await take(item)
         finally:
             aclose = getattr(iterator, "aclose", None)

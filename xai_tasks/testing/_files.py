@@ -66,7 +66,7 @@ class FileBook:
         self._is_task = is_task
 
     def add(self, path: str, data: bytes, content_type: str | None) -> str:
-        """Add a file, in place of an older one of that path; return the path as it stands in a URL."""
+        """Add a file, replacing one of that path; return the path as it stands in a URL."""
         path = FILES + quote(path.removeprefix(FILES).lstrip("/"), safe="/%~")
         if content_type is None:
             content_type = mimetypes.guess_type(path)[0] or "application/octet-stream"

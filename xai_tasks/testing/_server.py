@@ -50,7 +50,8 @@ class TaskServer:
 
     Its clock is `loop.time()` of the loop it runs in, so with a fake clock a ten-minute task takes
     milliseconds. The dates in answers follow that clock. The answer to a request is decided when it
-    comes: first the answer due (401, 429, 400, 422, 404 or the task), then the fault, if one is queued.
+    comes: first the answer due (401, 429, 400, 422, 404 or the task), then the fault, if one is
+    queued.
 
     The API's documents leave some things open. This server chose:
 
