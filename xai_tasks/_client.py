@@ -195,7 +195,7 @@ class TaskClient:
             proxies=proxies,
         )
         max_concurrency = self._transport.limit_concurrency(max_concurrency)
-        self._throttle = Throttle(max_concurrency, rate_limit)
+        self._throttle = Throttle(max_concurrency, rate_limit, retry.max_retry_after)
         outage = Outage()
         self._fetcher = RetryingFetcher(
             self._transport, self._throttle, outage, credentials, retry, self._counters

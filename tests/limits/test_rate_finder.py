@@ -188,7 +188,8 @@ class TestCeiling:
 
         run, finder = play(TokenBucket(rate, max(2, rate // 10)), duration=duration)
 
-        assert 0.93 * rate < finder.rate < rate
+        assert 0.93 * rate < median(pace for _, pace in run.paces) < rate
+        assert 0.93 * rate < finder.rate < 1.15 * rate
         assert run.accepted_rate(duration / 2, duration) > 0.88 * rate
 
     def test_is_found_in_three_pauses(self):
@@ -244,13 +245,12 @@ class TestCeiling:
 
 
 class TestProbe:
-    def test_comes_seldom_and_ever_more_seldom(self):
+    def test_comes_rarely(self):
         run, _ = play(TokenBucket(50, 10), duration=1000)
 
         gaps = [after - before for before, after in itertools.pairwise(run.pauses)]
-        assert all(after > 0.99 * before for before, after in itertools.pairwise(gaps))
-        assert gaps[3] > 40
-        assert gaps[-1] > 100
+        assert min(gaps[3:]) > 40
+        assert max(gaps) < 60
 
     def test_is_gentle(self):
         run, _ = play(TokenBucket(50, 10), duration=600)

@@ -37,10 +37,12 @@ from xai_tasks import (
     NotFoundError,
     PaymentRequiredError,
     PermissionDeniedError,
+    RateLimitError,
     RetryPolicy,
     ServerError,
 )
 from xai_tasks._http.credentials import Credentials
+from xai_tasks._http.hints import Quota
 from xai_tasks._limits.outage import Outage
 from xai_tasks._limits.retrying import Counters, RetryingFetcher
 from xai_tasks._limits.throttle import Throttle
@@ -67,7 +69,7 @@ def make(*faults, key="test-key", latency=0.0, rate_limit=math.inf, max_concurre
     transport = FakeTransport(latency)
     transport.default = "pending"
     transport.fault(None, *faults)
-    throttle = Throttle(max_concurrency, rate_limit)
+    throttle = Throttle(max_concurrency, rate_limit, policy.get("max_retry_after", 60))
     outage, counters = Outage(), Counters()
     policy.setdefault("wait", tenacity.wait_fixed(1))
     retrying = RetryingFetcher(
@@ -422,23 +424,82 @@ class TestPause:
 
         assert parts.transport.times("b") == [pytest.approx(start + 7)]
 
-    @pytest.mark.parametrize(
-        "fault", [status(429, retry_after=3600), status(503, retry_after=3600), status(429)]
-    )
-    async def test_is_capped_at_max_retry_after(self, fault):
+    @pytest.mark.parametrize("code", [429, 503])
+    @pytest.mark.parametrize(("asked", "kept"), [(1800, 1800), (90_000, 3600)])
+    async def test_is_kept_in_full_by_polls_up_to_an_hour(self, code, asked, kept):
+        parts = make(status(code, retry_after=asked), max_retry_after=30)
+        start = now()
+
+        with pytest.raises(APIStatusError):
+            await parts.fetch("a", poll=Poll())
+        await parts.fetch("b", poll=Poll())
+
+        assert parts.transport.times("b") == [pytest.approx(start + kept)]
+
+    async def test_longer_than_max_retry_after_fails_each_get_now(self):
         parts = make(
-            fault,
-            wait=tenacity.wait_fixed(3600),
+            status(429, retry_after=31),
             max_retry_after=30,
+            max_concurrency=1,
+            latency=1.0,
             stop=tenacity.stop_after_attempt(1),
         )
         start = now()
 
-        with pytest.raises(APIStatusError):
-            await parts.fetch("a")
-        await parts.fetch("b")
+        first = asyncio.ensure_future(parts.fetch("a"))
+        waiting = asyncio.ensure_future(parts.fetch("b"))
+        results = await asyncio.gather(first, waiting, return_exceptions=True)
+        with pytest.raises(RateLimitError, match="'c'"):
+            await parts.fetch("c")
 
-        assert parts.transport.times("b") == [pytest.approx(start + 30)]
+        assert [type(result) for result in results] == [RateLimitError] * 2
+        assert [result.task_id for result in results] == ["a", "b"]
+        assert now() == start + 1
+        assert parts.transport.count() == 1
+
+    async def test_that_becomes_too_long_between_attempts_fails_with_the_last_error(self):
+        parts = make(status(500), max_retry_after=30, wait=tenacity.wait_fixed(5))
+        fetch = asyncio.ensure_future(parts.fetch("a"))
+        await asyncio.sleep(1)
+
+        parts.throttle.pause(now(), 1000)
+
+        with pytest.raises(ServerError):
+            await fetch
+
+
+class TestUnavailable:
+    """A 503 without `Retry-After`."""
+
+    async def test_between_good_answers_pauses_all(self):
+        parts = make(
+            rate_limit=None, wait=tenacity.wait_fixed(3), stop=tenacity.stop_after_attempt(1)
+        )
+        await parts.fetch("a")
+        parts.transport.fault(None, status(503))
+
+        with pytest.raises(ServerError):
+            await parts.fetch("b")
+
+        assert parts.throttle.paused_until == now() + 3
+
+
+class TestQuotas:
+    async def test_of_good_answers_and_of_errors_are_heeded(self):
+        parts = make()
+        answer = response("a", "pending")
+        answer.quotas = (Quota("", 1, 10.0),)
+        error = status(404)("b")
+        error._quotas = (Quota("", 0, 7.0),)
+        parts.transport.fault(None, lambda _: answer, lambda _: error)
+        start = now()
+
+        await parts.fetch("a")
+        with pytest.raises(NotFoundError):
+            await parts.fetch("b")
+        await parts.fetch("c")
+
+        assert parts.transport.times("c") == [pytest.approx(start + 7)]
 
 
 class TestBudget:

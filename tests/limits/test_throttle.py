@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xai_tasks import ClientClosedError
+from xai_tasks._http.hints import Quota
 from xai_tasks._limits.outage import PollsStopped
-from xai_tasks._limits.throttle import Bucket, Throttle
+from xai_tasks._limits.throttle import PauseTooLong, Throttle
 
 pytestmark = pytest.mark.fake_clock
 
@@ -38,93 +39,6 @@ async def give_up(tasks):
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class TestBucket:
-    def test_full_at_first_it_lets_a_burst_go(self):
-        bucket = Bucket(10, 3)
-
-        for _ in range(3):
-            assert bucket.delay(100.0) == 0
-            bucket.take()
-
-        assert bucket.delay(100.0) == pytest.approx(0.1)
-
-    def test_fills_at_its_rate_but_not_over_its_burst(self):
-        bucket = Bucket(10, 2)
-        bucket.delay(0.0)
-        for _ in range(2):
-            bucket.take()
-
-        assert bucket.delay(0.1) == 0
-        assert bucket.delay(1e9) == 0
-        for _ in range(2):
-            bucket.take()
-        assert bucket.delay(1e9) == pytest.approx(0.1)
-
-    def test_at_an_infinite_rate_never_asks_to_wait(self):
-        bucket = Bucket(math.inf, 1)
-
-        for _ in range(1000):
-            assert bucket.delay(1.0) == 0
-            bucket.take()
-
-    def test_takes_a_token_back_but_not_over_its_burst(self):
-        bucket = Bucket(1, 1)
-        bucket.delay(5.0)
-        bucket.take()
-
-        bucket.give_back()
-        bucket.give_back()
-
-        assert bucket.delay(5.0) == 0
-        bucket.take()
-        assert bucket.delay(5.0) == 1
-
-    @pytest.mark.parametrize("rate", [10, math.inf])
-    def test_held_until_some_time_it_has_one_token_then_and_fills_from_then_on(self, rate):
-        bucket = Bucket(rate, 5)
-        for _ in range(4):
-            bucket.delay(1.0)
-            bucket.take()
-
-        bucket.hold(60.0)
-        bucket.rate = 10
-
-        assert bucket.delay(60.0) == 0
-        bucket.take()
-        assert bucket.delay(60.0) == pytest.approx(0.1)
-        assert bucket.delay(60.1) == 0
-
-    def test_held_for_less_than_a_token_takes_it_has_none_sooner_than_without(self):
-        bucket = Bucket(0.1, 1)
-        bucket.delay(5.0)
-        bucket.take()
-
-        bucket.hold(6.0)
-        bucket.hold(7.0)
-
-        assert bucket.delay(7.0) == pytest.approx(8)
-
-    @given(
-        rate=st.floats(0.01, 1000),
-        burst=st.floats(1, 100),
-        start=st.floats(0, 1e6),
-        takes=st.integers(1, 300),
-    )
-    def test_who_waits_as_long_as_it_asks_finds_a_token(self, rate, burst, start, takes):
-        bucket = Bucket(rate, burst)
-        time = start
-
-        for _ in range(takes):
-            asked = 0
-            while (delay := bucket.delay(time)) > 0:
-                asked += 1
-                assert asked < 3
-                time += delay
-            bucket.take()
-
-        assert takes <= burst + (time - start) * rate + 1e-3
-
-
 async def test_max_concurrency_requests_may_be_in_flight():
     throttle = make(max_concurrency=3)
     tasks, left = queue_up(throttle, 5)
@@ -140,32 +54,34 @@ async def test_max_concurrency_requests_may_be_in_flight():
     await give_up(tasks)
 
 
-@pytest.mark.parametrize(("rate", "burst"), [(20, 20), (2.5, 2), (0.5, 1)])
-async def test_rate_limit_holds_with_bursts_of_at_most_one_seconds_worth(rate, burst):
-    throttle = make(rate_limit=rate)
+@pytest.mark.parametrize("rate", [0.5, 2.5, 45, 200, 1000])
+async def test_a_given_rate_is_reached_and_requests_leave_evenly(rate):
+    throttle = make(max_concurrency=100_000, rate_limit=rate)
     start = now()
-    tasks, left = queue_up(throttle, int(30 * rate))
+    tasks, left = queue_up(throttle, max(20, int(5 * rate)))
 
     await asyncio.wait(tasks)
 
     times = [time for _, time in left]
-    assert [time - start for time in times[: burst + 1]] == pytest.approx(
-        [0.0] * burst + [(burst + 1 - max(rate, 1)) / rate]
-    )
-    for (i, first), (j, last) in itertools.combinations(enumerate(times), 2):
-        assert j - i + 1 <= max(rate, 1) + rate * (last - first) + 1e-6
+    assert (now() - start) * rate == pytest.approx(len(times), abs=1 + 0.1 * rate)
+    distances = [after - before for before, after in itertools.pairwise(times)]
+    if rate < 100:
+        assert min(distances) >= 0.899 / rate
+    for first, last in zip(times, times[max(1, int(0.1 * rate)) :], strict=False):
+        assert last > first
 
 
-async def test_an_idle_client_saves_up_no_more_than_one_second():
-    throttle = make(rate_limit=10)
+async def test_a_stalled_loop_is_made_up_for_by_a_tenth_of_a_second_and_not_all_at_once():
+    throttle = make(rate_limit=40)
     await asyncio.sleep(3600)
     start = now()
-    tasks, left = queue_up(throttle, 20)
+    tasks, left = queue_up(throttle, 40)
 
     await asyncio.wait(tasks)
 
-    assert sum(time == start for _, time in left) == 10
-    assert now() == pytest.approx(start + 1)
+    assert now() - start == pytest.approx((40 - 4) / 40)
+    times = [time for _, time in left]
+    assert min(b - a for a, b in itertools.pairwise(times)) == pytest.approx(0.9 / 40)
 
 
 async def test_looks_and_polls_take_turns_first_come_first_served():
@@ -315,6 +231,82 @@ class TestPause:
             await give_up(tasks)
 
         run(main())
+
+
+class TestPauseTooLongForGet:
+    async def test_fails_a_get_that_comes_in_it(self):
+        throttle = Throttle(1000, math.inf, 60)
+        throttle.pause(now(), 61)
+
+        with pytest.raises(PauseTooLong):
+            await throttle.acquire(poll=False)
+
+    async def test_fails_a_get_that_waits_when_it_begins_and_no_poll(self):
+        throttle = Throttle(1, math.inf, 60)
+        await throttle.acquire(poll=True)
+        gets, _ = queue_up(throttle, 2, poll=False)
+        polls, left = queue_up(throttle, 1)
+        await settle()
+        start = now()
+
+        throttle.pause(now(), 61)
+        throttle.release(now())
+        results = await asyncio.gather(*gets, return_exceptions=True)
+        await asyncio.wait(polls)
+
+        assert [type(result) for result in results] == [PauseTooLong] * 2
+        assert left == [(0, start + 61)]
+
+    async def test_a_shorter_one_is_waited_for(self):
+        throttle = Throttle(1000, math.inf, 60)
+        start = now()
+        throttle.pause(now(), 60)
+
+        await throttle.acquire(poll=False)
+
+        assert now() == start + 60
+
+
+class TestMaxInRotation:
+    def test_is_what_a_given_rate_can_ask_for_ten_times(self):
+        assert make(rate_limit=20).max_in_rotation(600) == 1200
+
+    def test_is_at_least_one(self):
+        assert make(rate_limit=0.01).max_in_rotation(1) == 1
+
+    def test_is_unlimited_while_no_rate_is_known_or_without_a_timeout(self):
+        assert Throttle(10, None).max_in_rotation(600) == math.inf
+        assert make(rate_limit=20).max_in_rotation(math.inf) == math.inf
+
+    async def test_follows_a_rate_that_was_learned(self):
+        throttle = Throttle(10, None)
+        await throttle.acquire(poll=True)
+
+        throttle.rejected(now(), now(), 1.0)
+        throttle.release(now())
+        await asyncio.sleep(2)
+        await throttle.acquire(poll=True)
+
+        assert 1 <= throttle.max_in_rotation(600) < 600
+
+    async def test_follows_a_rate_that_headers_say(self):
+        throttle = Throttle(10, None)
+        await throttle.acquire(poll=True)
+
+        throttle.answered(now(), now(), "a", [Quota("", 99, 10.0)])
+
+        assert throttle.max_in_rotation(600) == 600
+
+
+async def test_a_503_that_may_be_a_limit_pauses_and_one_of_a_server_that_answers_nothing_does_not():
+    throttle = Throttle(10, None)
+    throttle.unavailable(now(), now(), 1.0)
+    assert throttle.paused_until == 0
+
+    throttle.answered(now(), now(), "a")
+    throttle.unavailable(now(), now(), 1.0)
+
+    assert throttle.paused_until == now() + 1
 
 
 class TestOutage:
@@ -472,14 +464,14 @@ class TestCancel:
         throttle = make(max_concurrency=1, rate_limit=2)
         await throttle.acquire(poll=True)
         tasks, left = queue_up(throttle, 2)
-        await settle()
+        await asyncio.sleep(1)
         start = now()
 
         throttle.release(now())  # grants the first
         tasks[0].cancel()
         await settle()
 
-        assert left == [(1, start)]  # with the second token of two
+        assert left == [(1, start)]  # with the only token
         assert throttle.in_flight == 1
         await give_up(tasks)
 
@@ -553,13 +545,13 @@ def test_whatever_is_cancelled_slots_and_tokens_come_back_and_nobody_starves(
                 assert (n in served) != (n in stopped)
         assert throttle.in_flight == 0
         await asyncio.sleep(10)
-        # What was taken has come back: after a while a whole burst may leave at once.
+        # What was taken has come back: after a while as many may leave as ever, at the rate.
         throttle.answered(now())
         await asyncio.sleep(60)
         before = now()
-        for _ in range(int(min(limit, rate))):
+        for _ in range(limit):
             await throttle.acquire(poll=True)
-        assert now() == before
+        assert now() - before == pytest.approx((limit - 1) / rate)
 
     run(main())
 

@@ -1,100 +1,203 @@
-"""Finds the rate that a server allows, from what it accepted and when it said 429.
+"""Finds the rate that a server allows, from what it accepted and when it refused.
 
-A 429 silences the whole client for its `Retry-After`. A sawtooth that keeps running into the limit to find out where it
-is (AIMD, CUBIC) therefore wastes far more than the requests refused. This finder measures the limit, holds just under it, and asks
-seldom whether it has moved.
+A refusal silences the whole client for its `Retry-After`. A sawtooth that keeps running into the
+limit to find out where it is (AIMD, CUBIC) therefore wastes far more than the requests refused.
+This finder measures the limit, holds just under it, and probes rarely whether it has moved.
 
-The server is taken to be a token bucket: R requests a second, and up to B at once. In a stretch of w seconds it accepts
-A(w) <= B + R*w, and that many less a part of one request when the stretch begins with a full bucket and ends with a 429. So
+The *ceiling* is found in a few pauses: one ends the free run and shows the burst, one ends a climb
+that doubles the rate every half second, and one ends a slow probe, in which the deciding stretch is
+long and so the ceiling sharp. Then the rate is held for long, and probed at growing intervals.
 
-- the burst accepted up to the first 429, when nothing is paced yet, is B;
-- (A(w) - B) / w is at most R for every stretch that ends with a 429, and R, but for a part of a request, for the greatest of them;
-- from a 429, which found the bucket empty, to another, A(w) / w is at most R, whatever B is.
+A ceiling that does not agree with the one before means that the limit moves, or that others share
+it. Then holding would be unfair: who came first would keep what it has. So the rate is cut at each
+refusal and grows, the faster the longer it was not refused. As all are refused equally often for
+each request, who has less is refused less often, and grows. Once two ceilings agree, the limit is
+the client's own again.
 
-The greatest of these is the *ceiling*. It is found in a few pauses: one ends the free run and tells B, one ends a climb that doubles the
-rate every half second, and one ends a slow probe, in which the deciding stretch is long and so the ceiling sharp. Then the rate is held
-for long, and probed again at growing intervals.
-
-Other servers are not quite buckets: windows, fixed or sliding, or limits that several clients share. What they accept
-bounds them in the same way, and a ceiling that turns out wrong is measured anew.
-
-The numbers below were chosen in `tests/rate_simulation.py`; `docs/rate-discovery.md` shows what comes of them.
+The numbers below were chosen in `tests/rate_simulation.py`; `docs/rate-discovery.md` shows what
+comes of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from enum import Enum, auto
+
+from xai_tasks._limits.rate_estimates import (
+    JITTER,
+    SLOWEST,
+    Estimate,
+    estimate_ceiling,
+    estimate_start,
+)
+from xai_tasks._limits.rate_meter import RateMeter, Stretch
 
 __all__ = ["RateFinder"]
 
-# Stretches begin at samples: up to so many, at first so many seconds apart (a twentieth of a climb's deciding stretch), and
-# every second one dropped whenever there is no room, until they are a second apart. Then the oldest go.
-_SAMPLES = 64
-_SPACING = 0.02
-_WIDEST = 1.0
-
-_JITTER = 0.002  # seconds by which answers may bunch up: an event loop's late timer, there and back
 _MARGIN = 0.008  # of the ceiling: held below it, besides what jitter makes uncertain
-_SLOWEST = (
-    1 / 60
-)  # requests a second, however often the server refuses: nobody wants to find out in an hour
-_LOOK = 0.05  # seconds between two looks at what was used; fewer would be counting single answers at 50 requests/s
+_UPDATE = 0.05  # seconds between two updates; with fewer, single answers count at 50 requests/s
 _USED = 0.7  # of the rate that has to be used for it to prove anything
 _DOUBLING = 0.5  # seconds, in a climb
-_SLOPE = 0.015  # of the ceiling, by which a probe grows in a second: a burst of 10 at 200/s is spent in 4 s
+_SLOPE = 0.015  # of the ceiling, by which a probe grows in a second: 10 at 200/s are spent in 4 s
 _AGREE = 0.05  # two ceilings that differ by no more confirm each other
 _HOLD = 45  # how many times what a pause costs to hold before the next probe: it then costs 2 %
-_LONGEST_HOLD = 120  # the same once it has been confirmed again and again: under 1 %
+_LONGEST_HOLD = 120  # the same once it has been confirmed again and again
+_LATE = 45.0  # seconds until a limit that has doubled is noticed, unless pauses are long
 _LONGEST_WAIT = 600.0  # seconds, however long the pauses are
+_FASTER = 1.5  # seconds in which a probe doubles its growth once the ceiling isn't there any more
+_FALLEN = 0.25  # of the best ceiling: below it the server seems to be in trouble
+_FADING = 0.97  # of the best ceiling that is left at each probe: forgotten after half an hour
+_RECOVERY = 20.0  # seconds between two probes, if the ceiling has fallen so far
+_SOON = 6.0  # seconds of such a probe until it grows faster
+
+# Where others share the limit:
+_SAME = 0.02  # ceilings of a limit that is the client's own differ by no more
+_TIMES_SAME = 2  # so many in a row, for by chance two agree
+_CUT = 0.8  # of the rate that was refused: what is left of it
+_CYCLE = 12  # how many times what a pause costs, until the cut is made good
+_ADDED = 0.1  # requests per second that all add in a second, so that who has little gets more
 
 
 class _Phase(Enum):
-    FREE = auto()  # no 429 yet and so no limit
+    FREE = auto()  # no refusal yet and so no limit
     CLIMB = auto()  # double, up to the ceiling where one is known
     HOLD = auto()  # just under the ceiling
     PROBE = auto()  # creep over it, then faster and faster where it isn't there any more
+    SHARE = auto()  # cut and grow, the faster the longer it was not refused
+
+
+class _Usage:
+    """How much of the rate was used since the last update: one that was not proves nothing."""
+
+    __slots__ = ("_accepted", "_since", "got", "seconds")
+
+    def __init__(self) -> None:
+        self._since = -math.inf
+        self._accepted = 0
+        self.got = 0
+        self.seconds = 0.0
+
+    def update(self, now: float, accepted: int) -> None:
+        self.got, self.seconds = accepted - self._accepted, now - self._since
+        self._since, self._accepted = now, accepted
+
+
+class _Probe:
+    """When to ask for more than the ceiling, and how fast."""
+
+    __slots__ = ("_best", "_climbed", "_due", "_fallen", "at", "interval", "slope")
+
+    def __init__(self) -> None:
+        self.interval = self.at = 0.0
+        self.slope = _SLOPE
+        self._climbed = self._due = self._best = 0.0
+        self._fallen = False
+
+    def plan(self, ceiling: float, cost: float, change: float) -> None:
+        """Plan the next one: the more a pause costs, the later; at once if the ceiling changed."""
+        self._best = max(ceiling, _FADING * self._best)
+        self._fallen = ceiling < _FALLEN * self._best
+        if change > _AGREE:
+            self.interval = 0.0
+            return
+        # As they confirm each other they come more rarely, if that is not too late for a new limit.
+        longest = min(max(_HOLD * cost, _LATE), _LONGEST_HOLD * cost, _LONGEST_WAIT)
+        self.interval = min(max(_HOLD * cost, 1.5 * self.interval), longest)
+        if self._fallen:
+            self.interval = min(self.interval, _RECOVERY)
+
+    def begin(self, held: float, ceiling: float, burst: float) -> None:
+        """Begin to grow: in `_due` seconds the ceiling is reached, and twice the burst spent."""
+        self._climbed = 0.0
+        spent = math.sqrt(4 * burst * self.slope / ceiling)
+        self._due = 2.0 + (1 - held / ceiling + spent) / self.slope
+        if self._fallen:
+            self._due = min(self._due, _SOON)
+
+    def grow(self, seconds: float) -> float:
+        """Return the part of the ceiling to add: evenly at first, then faster and faster."""
+        self._climbed += seconds
+        late = max(0.0, self._climbed - self._due)
+        return self.slope * (self._climbed - late + 2 * (2 ** (late / _FASTER) - 1))
+
+
+class _Share:
+    """Whether others share the limit, and the growth of the rate if they do."""
+
+    __slots__ = ("_base", "_climbed", "_cycle", "_disagreed", "_last", "agreed", "shared")
+
+    def __init__(self) -> None:
+        self.shared = False
+        self._last: float | None = None
+        self.agreed = 0
+        self._disagreed = 0
+        self._base = self._climbed = 0.0
+        self._cycle = 1.0
+
+    def compare(self, estimate: Estimate, *, probed: bool) -> None:
+        """Compare an estimate of the ceiling with the one before."""
+        last, self._last = self._last, estimate.rate
+        if last is None:
+            return
+        change = abs(estimate.rate / last - 1)
+        if change > _AGREE + 2 * estimate.uncertainty:
+            self._disagreed += 1
+            self.shared = self.shared or self._disagreed >= _TIMES_SAME
+        else:
+            self._disagreed = 0
+        if change > _SAME + min(2 * estimate.uncertainty, _SAME) or not probed:
+            self.agreed = 0
+        else:
+            self.agreed += 1
+            if self.agreed >= _TIMES_SAME:
+                self.shared = False
+
+    def forget(self) -> None:
+        """Compare no estimate with one before this time."""
+        self._last = None
+
+    def cut(self, rate: float, cost: float) -> float:
+        """Return what is left of a rate that was refused."""
+        self._base, self._climbed, self._cycle = max(SLOWEST, _CUT * rate), 0.0, _CYCLE * cost
+        return self._base
+
+    def grow(self, seconds: float) -> float:
+        """Return the rate after so many more seconds."""
+        self._climbed += seconds
+        cycles = min(4.0, self._climbed / self._cycle)
+        growth: float = (1 / _CUT) ** (cycles * cycles)
+        return self._base * growth + _ADDED * self._climbed
 
 
 class RateFinder:
     """The pace of one client.
 
-    It has no clock and no timer of its own: each method is told the time, in seconds of one monotonic clock. The caller paces requests with a
-    token bucket that is filled at `pace()` and holds up to `burst`; while a pause lasts it is silent, and afterwards it
-    starts from an empty bucket.
+    It has no clock and no timer of its own: each method is told the time, in seconds of one
+    monotonic clock. The caller paces requests with a token bucket that is filled at `pace()` and
+    holds up to `burst`. While a pause lasts it is silent, and then starts from an empty bucket.
 
     Attributes:
-        rate: requests per second that may leave now; `math.inf` before the first 429, positive and finite after it.
-        burst: tokens that the caller's bucket may hold now, at least 1. They make up for a stalled event loop, and
-            are fewer than the server's own bucket seems to hold.
+        rate: requests per second that may leave now; `math.inf` before the first refusal, positive
+            and finite after it.
+        burst: tokens that the caller's bucket may hold now, at least 1. They make up for a stalled
+            event loop, and are fewer than the server's own bucket seems to hold.
 
     """
 
     __slots__ = (
-        "_accepted",
-        "_bucket",
         "_ceiling",
-        "_climbed",
-        "_due",
         "_empty",
         "_hold",
-        "_interval",
-        "_last",
-        "_looked",
-        "_looked_accepted",
-        "_next_look",
-        "_next_sample",
+        "_meter",
         "_paused",
         "_phase",
-        "_probe_at",
-        "_run",
-        "_run_accepted",
-        "_samples",
+        "_probe",
+        "_server_burst",
         "_settled",
-        "_slope",
-        "_spacing",
+        "_share",
         "_sustained",
+        "_update_at",
+        "_usage",
         "burst",
         "rate",
     )
@@ -103,34 +206,26 @@ class RateFinder:
         self.rate = math.inf
         self.burst = 1.0
         self._phase = _Phase.FREE
-        self._bucket = 1.0
+        self._meter = RateMeter()
+        self._usage = _Usage()
+        self._probe = _Probe()
+        self._share = _Share()
+        self._server_burst = 1.0
         self._ceiling = self._hold = math.inf
-        # What was accepted, by when, and the run since the last pause or idle time that it is measured in.
-        self._accepted = self._run_accepted = self._looked_accepted = 0
-        self._last = self._run = self._looked = -math.inf
-        self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
         self._empty: tuple[float, int] | None = None
         self._sustained = (0.0, 0)
-        self._spacing = _SPACING
-        self._next_sample = -math.inf
-        self._next_look = math.inf
-        # The pause that was last, and whether its lesson has been learnt.
+        self._update_at = math.inf
+        # The pause that was last, and whether its lesson has been learned.
         self._paused = -math.inf
         self._settled = True
-        # The probe that is next.
-        self._interval = self._probe_at = 0.0
-        self._slope = _SLOPE
-        self._climbed = self._due = 0.0
 
     def accepted(self, now: float) -> None:
-        """Count an answer other than a 429, which came at `now`."""
-        if now >= self._next_sample:
-            self._sample(now)
-        self._accepted += 1
-        self._last = now
+        """Count an answer that is no refusal, which came at `now`."""
+        if self._meter.count(now, self.rate):
+            self._empty = None
 
     def rejected(self, now: float, sent: float, pause: float) -> bool:
-        """Count a 429.
+        """Count a refusal.
 
         Args:
             now: when it came.
@@ -138,164 +233,121 @@ class RateFinder:
             pause: seconds from now on for which the caller will be silent, 0 or more.
 
         Returns:
-            whether it begins a new pause. A request that left before the last one began says nothing new: its 429 can only
-            make the pause longer.
+            whether it begins a new pause. A request that left before the last one began says
+            nothing new: its refusal can only make the pause longer.
 
         """
         new = sent > self._paused
         if new:
-            self._leave_idle(sent)
-            if not self._samples:
-                self._samples.append((sent, self._accepted))
+            if self._meter.forget_idle(sent, self.rate):
+                self._empty = None
+            self._meter.end_run(sent)
             self._paused = now
-            self._next_sample = math.inf
-            self._next_look = now + pause
+            self._update_at = now + pause
             self._settled = False
             if self._phase is _Phase.FREE:
                 self.rate = 1.0
-        self._next_look = max(self._next_look, now + pause)
+        self._update_at = max(self._update_at, now + pause)
         return new
 
     def pace(self, now: float) -> float:
-        """Return `rate`, brought up to date: what may leave from `now` on, in requests per second."""
-        if now >= self._next_look:
+        """Return `rate`, brought up to date: what may leave from `now` on, per second."""
+        if now >= self._update_at:
             if self._settled:
+                self._usage.update(now, self._meter.accepted)
                 self._adapt(now)
             else:
                 self._settle(now)
-            self.burst = max(1.0, min(0.6 * self._bucket, self.rate))
-            self._looked, self._looked_accepted = now, self._accepted
-            self._next_look = now + max(_LOOK, 2 / self.rate)
+                self._usage.update(now, self._meter.accepted)
+            self.burst = max(1.0, min(0.6 * self._server_burst, self.rate))
+            self._update_at = now + max(_UPDATE, 2 / self.rate)
         return self.rate
 
-    def _sample(self, now: float) -> None:
-        self._leave_idle(now)
-        if len(self._samples) == _SAMPLES and self._spacing < _WIDEST:
-            kept = list(self._samples)[::2]
-            self._samples.clear()
-            self._samples.extend(kept)
-            self._spacing *= 2
-        self._samples.append((now, self._accepted))
-        self._next_sample = now + self._spacing
-
-    def _leave_idle(self, now: float) -> None:
-        """Forget what was before an idle time: it filled the bucket unseen."""
-        if self._samples and now - self._last > max(1.0, 8 / self.rate):
-            self._begin_run(now)
-            self._empty = None
-
-    def _begin_run(self, now: float) -> None:
-        self._samples.clear()
-        self._spacing, self._next_sample = _SPACING, -math.inf
-        self._run, self._run_accepted = now, self._accepted
-
     def _settle(self, now: float) -> None:
-        """Learn from a 429 when its pause is over: answers to requests sent before it came in meanwhile."""
-        pause = max(self._next_look - self._paused, 0.01)
+        """Learn from a refusal when its pause is over: earlier requests were answered meanwhile."""
+        pause = max(self._update_at - self._paused, 0.01)
+        meter = self._meter
         if self._phase is _Phase.FREE:
-            self._start(pause)
-        elif self._accepted == self._run_accepted:
+            self.rate, self._server_burst = estimate_start(meter.stretches(), pause)
+            self._sustained = meter.first_mark()
+            self._phase = _Phase.CLIMB
+        elif meter.run_accepted == 0:
             self._wait_longer()
         else:
             self._measure(now, pause)
-        if self._accepted > self._run_accepted or self._empty is None:
-            self._empty = self._paused, self._accepted
-        self.rate = max(self.rate, _SLOWEST)
+        if meter.run_accepted > 0 or self._empty is None:
+            self._empty = self._paused, meter.accepted
+        self.rate = max(self.rate, SLOWEST)
         self._settled = True
-        self._begin_run(now)
-
-    def _stretches(self) -> list[tuple[int, float]]:
-        """Give A(w) and w of the stretches from each sample to the last answer that was accepted."""
-        return [
-            (self._accepted - count, max(0.0, self._last - time)) for time, count in self._samples
-        ]
-
-    def _start(self, pause: float) -> None:
-        """Begin to pace: with twice what the server would have given if the burst had been all of it, and the pause its price."""
-        known = self._stretches()
-        whole, width = known[0]
-        self.rate = max(min(1.0, 2 / pause), *(got / (width + pause / 2) for got, width in known))
-        # Only what was sustained for a while may be taken off the burst; a short burst was all burst.
-        sustained = max(
-            (got / width for got, width in known if width >= 0.5), default=whole / (width + 1.0)
-        )
-        self._bucket = max(1.0, *(got - sustained * width for got, width in known))
-        self._sustained = self._samples[0]
-        self._phase = _Phase.CLIMB
+        meter.begin_run(now)
 
     def _wait_longer(self) -> None:
-        """Slow down after a pause that was too short for even one request, but not below what went before on average."""
+        """Slow down after a pause that was too short for one request.
+
+        But not below what went before on average.
+        """
         since, count = self._sustained
-        self.rate = max(self.rate / 2, (self._accepted - count) / (self._paused - since))
+        average = (self._meter.accepted - count) / (self._paused - since)
+        self.rate = max(self.rate / 2, average)
         self._phase = _Phase.CLIMB
+        self._share.forget()
 
     def _measure(self, now: float, pause: float) -> None:
-        before, known, probed = self._ceiling, self._ceiling < math.inf, self._phase is _Phase.PROBE
-        ceiling, width, doubt = self._estimate()
+        before, probed = self._ceiling, self._phase in (_Phase.PROBE, _Phase.SHARE)
+        known = before < math.inf
+        estimate = estimate_ceiling(
+            self._meter.stretches(), self._server_burst, self._between_refusals()
+        )
+        self._share.compare(estimate, probed=probed)
+        ceiling = estimate.rate
         if known:
-            # What was held until it was probed has proved itself. Otherwise the limit may have fallen, but one pause is not
-            # believed more than that it halved: something else may have cut the run short.
-            ceiling = max(ceiling, before if probed else before / 2)
+            # What was held until it was probed has proved itself. Otherwise the limit may have
+            # fallen, but one pause is not believed more than that it halved: something else may
+            # have cut the run short.
+            kept = probed and not self._share.shared
+            ceiling = max(ceiling, before if kept else before / 2)
         change = abs(ceiling / before - 1) if known else 1.0
-        self._sustained = (self._run, self._run_accepted)
+        self._sustained = (self._meter.run, self._meter.accepted - self._meter.run_accepted)
         self._ceiling = ceiling
-        self._hold = max(_SLOWEST, ceiling / (1 + _MARGIN + _JITTER / width))
-        self._slope = max(_SLOPE, min(doubt, change, 0.5) / 2)
+        self._hold = max(SLOWEST, ceiling / (1 + _MARGIN + JITTER / estimate.seconds))
+        self._probe.slope = max(_SLOPE, min(estimate.uncertainty, change, 0.5) / 2)
         # A pause in which the server's bucket fills up costs only what would have overflowed.
-        cost = max(pause - self._bucket / ceiling, 0.25, 1.5 / ceiling)
-        if change > _AGREE:
-            self._interval = 0.0
-        else:
-            self._interval = min(
-                max(_HOLD * cost, 1.5 * self._interval), _LONGEST_HOLD * cost, _LONGEST_WAIT
-            )
-        if known and not probed:
+        cost = max(pause - self._server_burst / ceiling, 0.25, 1.5 / ceiling)
+        self._probe.plan(ceiling, cost, change)
+        if self._share.shared and not self._share.agreed:
+            self.rate = self._share.cut(min(self.rate, self._hold / _CUT), cost)
+            self._phase = _Phase.SHARE
+        elif known and not probed and not self._share.shared:
             self.rate = self._hold / 2
             self._phase = _Phase.CLIMB
         else:
             self._begin_hold(now)
 
-    def _estimate(self) -> tuple[float, float, float]:
-        """Give the greatest lower bound of R, the seconds of the stretch that decided it, and by what part it may be too low."""
-        best, decided, doubt = _SLOWEST, 1.0, 1.0
-        for got, width in self._stretches():
-            if (rate := (got - self._bucket) / (width + _JITTER)) > best:
-                best, decided = rate, width + _JITTER
-                doubt = 1 / (got - self._bucket) + _JITTER / decided
-        if self._empty is not None:
-            time, count = self._empty
-            got, width = self._accepted - count, self._paused - time
-            if got / width > best:
-                best, decided, doubt = got / width, width, 1 / got + _JITTER / width
-        return best, decided, doubt
+    def _between_refusals(self) -> Stretch | None:
+        if self._empty is None:
+            return None
+        time, count = self._empty
+        return Stretch(self._meter.accepted - count, self._paused - time)
 
     def _begin_hold(self, now: float) -> None:
         self.rate = self._hold
         self._phase = _Phase.HOLD
-        self._probe_at = now + self._interval
+        self._probe.at = now + (0.0 if self._share.shared else self._probe.interval)
 
     def _adapt(self, now: float) -> None:
-        """Climb, hold or probe on, as far as the rate was used since the last look: one that was not proves nothing."""
-        got = self._accepted - self._looked_accepted
-        if got < _USED * self.rate * (now - self._looked):
+        """Climb, hold or probe on, as far as the rate was used since the last update."""
+        got = self._usage.got
+        if got < _USED * self.rate * self._usage.seconds:
             return
+        seconds = got / max(4.0, self.rate)  # where the whole rate is used
         if self._phase is _Phase.CLIMB:
             self.rate *= 2 ** min(1.0, got / max(3.0, self.rate * _DOUBLING))
             if self.rate >= self._hold:
                 self._begin_hold(now)
         elif self._phase is _Phase.PROBE:
-            self._probe(got)
-        elif now >= self._probe_at:
+            self.rate = self._hold + self._ceiling * self._probe.grow(seconds)
+        elif self._phase is _Phase.SHARE:
+            self.rate = self._share.grow(seconds)
+        elif now >= self._probe.at:
             self._phase = _Phase.PROBE
-            self._climbed = 0.0
-            # In so many seconds the ceiling is reached, and twice the server's burst spent on top.
-            below = 1 - self._hold / self._ceiling
-            spent = math.sqrt(4 * self._bucket * self._slope / self._ceiling)
-            self._due = 2.0 + (below + spent) / self._slope
-
-    def _probe(self, got: int) -> None:
-        """Grow evenly while the ceiling may be there, then faster and faster, until it is plain that it has gone."""
-        self._climbed += got / max(4.0, self.rate)  # seconds, where the whole rate is used
-        late = max(0.0, self._climbed - self._due)
-        grown = self._climbed - late + 2 * (2 ** (late / 2) - 1)
-        self.rate = self._hold + self._ceiling * self._slope * grown
+            self._probe.begin(self._hold, self._ceiling, self._server_burst)

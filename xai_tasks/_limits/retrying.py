@@ -24,11 +24,14 @@ from xai_tasks._errors import (
 from xai_tasks._http.credentials import Credentials
 from xai_tasks._http.transport import Response, Transport
 from xai_tasks._limits.outage import Outage, PollsStopped, is_no_answer
-from xai_tasks._limits.throttle import Throttle
+from xai_tasks._limits.throttle import PauseTooLong, Throttle
 from xai_tasks._models import TaskResult, TaskStatus
 from xai_tasks._policies import RetryPolicy
 
 logger = logging.getLogger("xai_tasks")
+
+_LONGEST_PAUSE = 3600.0
+"""Seconds that all waits pause at most, whatever the server asks for."""
 
 _MAX_STRANGE = 20
 """Unknown statuses that are warned of, so that a server that makes them up can't fill log and memory."""
@@ -119,6 +122,7 @@ class RetryingFetcher:
         "_credentials",
         "_id_warned",
         "_outage",
+        "_pause_error",
         "_policy",
         "_strange",
         "_tenacity",
@@ -146,6 +150,7 @@ class RetryingFetcher:
         self.budget: RetryBudget = RetryBudget(policy.budget)
         self._closing: asyncio.Future[None] | None = None
         self._id_warned = False
+        self._pause_error: APIError | None = None
         self._strange: set[str] = set()
         self._tenacity = AsyncRetrying(
             stop=policy.stop,
@@ -250,6 +255,8 @@ class RetryingFetcher:
             if attempts is None:
                 raise
             return attempts  # the poll has failed: its last error stands
+        except PauseTooLong:
+            raise self._paused_by(task_id, attempts) from None
         clock = asyncio.get_running_loop().time
         sent = clock()
         try:
@@ -262,7 +269,7 @@ class RetryingFetcher:
             if response.task.task_id != task_id or response.task.status is TaskStatus.UNKNOWN:
                 self._warn(response.task, task_id)
             now = outage.answered_at = clock()
-            throttle.answered(now)
+            throttle.answered(now, sent, task_id, response.quotas)
             outage.answered()  # after it, for an outage that is over begins slowly
             self.budget.succeeded()
         except APIError as error:
@@ -277,22 +284,30 @@ class RetryingFetcher:
     def _report(self, attempts: _Attempts, sent: float, now: float) -> None:
         """Report a failed request to throttle and outage."""
         throttle, error = self._throttle, attempts.error
-        pause = min(attempts.delay, self._policy.max_retry_after)
+        quotas = error._quotas if isinstance(error, APIStatusError) else ()  # noqa: SLF001 -- for this
+        pause = min(attempts.delay, _LONGEST_PAUSE)
+        if isinstance(error, APIStatusError) and error.status_code in (429, 503):
+            self._pause_error = error.for_task(error.task_id)
         if is_no_answer(error):
             self._outage.failed(error)
-            if (
-                isinstance(error, ServerError)
-                and error.status_code == 503
-                and error.retry_after is not None
-            ):
-                throttle.pause(now, pause)
+            if isinstance(error, ServerError) and error.status_code == 503:
+                if error.retry_after is not None:
+                    throttle.pause(now, pause)
+                else:
+                    throttle.unavailable(now, sent, pause)
             return
         if isinstance(error, RateLimitError):
             self._counters.rate_limited += 1
-            throttle.rejected(now, sent, pause)
+            throttle.rejected(now, sent, pause, error.task_id, quotas)
         else:
-            throttle.answered(now)
+            throttle.answered(now, sent, error.task_id, quotas)
         self._outage.answered()
+
+    def _paused_by(self, task_id: str, attempts: _Attempts | None) -> APIError:
+        """Return the error of a request that can't wait for the end of a pause."""
+        if attempts is not None:
+            return attempts.error
+        return cast("APIError", self._pause_error).for_task(task_id)
 
     def _warn(self, task: TaskResult, task_id: str) -> None:
         """Warn, once each, of an id that isn't the one asked for and of an unknown status."""
