@@ -206,7 +206,7 @@ class TestEarlyWarnings:
             process = program.start(command, "a", "--base-url", "http://127.0.0.1:1")
             line = process.stderr.readline().decode()
             assert line.startswith(
-                "xai-tasks: no answer from the server so far, trying on: task 'a': "
+                "xai-tasks: no answer from the server so far, still trying: task 'a': "
             )
             assert time.monotonic() - begun < 5
             process.kill()

@@ -184,7 +184,10 @@ class Job:
         """
         begun = time.monotonic()
         code, error, pending = int(Exit.INTERRUPTED), None, 0
-        with LogHandler(self._reporter, self._verbose), Startup(self._reporter, self._source.prove):
+        with (
+            LogHandler(self._reporter, self._verbose),
+            Startup(self._reporter, self._source.prove) as self._startup,
+        ):
             try:
                 async with (
                     client,
@@ -253,7 +256,7 @@ class Job:
                 f"{outcome.task_id[:60]!r}: is this a file of ids, and of this account?"
             )
         if not self._tally.all_not_known:
-            self._source.prove()
+            self._startup.answered()
 
     def _snapshot(self, client: TaskClient, stream: OutcomeStream) -> Snapshot:
         stats, skipped = client.stats, self._tally.earlier

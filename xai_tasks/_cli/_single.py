@@ -28,24 +28,20 @@ async def get(
 ) -> int:
     """Ask for each task once, and put them out in the order of `task_ids`."""
     tally, sink = Tally(), LineSink(STDOUT, "stdout")
-    with _log(quiet=quiet, verbose=verbose):
-        async with client:
-            await _get_all(client, task_ids, tally, sink)
+    async with contextlib.AsyncExitStack() as stack:
+        startup = stack.enter_context(_log(quiet=quiet, verbose=verbose))
+        await stack.enter_async_context(client)
+        requests = [asyncio.create_task(_get(client, task_id)) for task_id in task_ids]
+        try:
+            for task_id, request in zip(task_ids, requests, strict=True):
+                task, error = await request
+                startup.answered()
+                await sink.write(tally.record(task_id, task, error))
+        finally:
+            for request in requests:
+                request.cancel()
+            await asyncio.gather(*requests, return_exceptions=True)
     return tally.code
-
-
-async def _get_all(
-    client: TaskClient, task_ids: Sequence[str], tally: Tally, sink: LineSink
-) -> None:
-    requests = [asyncio.create_task(_get(client, task_id)) for task_id in task_ids]
-    try:
-        for task_id, request in zip(task_ids, requests, strict=True):
-            task, error = await request
-            await sink.write(tally.record(task_id, task, error))
-    finally:
-        for request in requests:
-            request.cancel()
-        await asyncio.gather(*requests, return_exceptions=True)
 
 
 async def _get(client: TaskClient, task_id: str) -> tuple[TaskResult | None, XaiTasksError | None]:
@@ -69,10 +65,11 @@ def _error_of(task: TaskResult) -> TaskError | None:
 async def watch(client: TaskClient, task_id: str, *, quiet: bool = False, verbose: int = 0) -> int:
     """Put out a task at each change of its status, until it has ended."""
     tally, sink = Tally(), LineSink(STDOUT, "stdout")
-    with _log(quiet=quiet, verbose=verbose):
+    with _log(quiet=quiet, verbose=verbose) as startup:
         async with client, client.watch(task_id) as changes:
             try:
                 async for task in changes:
+                    startup.answered()
                     if task.done:
                         line = tally.record(task_id, task, _error_of(task))
                     else:
@@ -86,12 +83,10 @@ async def watch(client: TaskClient, task_id: str, *, quiet: bool = False, verbos
 
 
 @contextlib.contextmanager
-def _log(*, quiet: bool, verbose: int) -> Iterator[None]:
+def _log(*, quiet: bool, verbose: int) -> Iterator[Startup]:
     """Show the client's log, and that there is no answer from the server."""
     reporter = Reporter()
-    with LogHandler(reporter, verbose):
+    with LogHandler(reporter, verbose), Startup(reporter) as startup:
         if quiet:
-            yield
-            return
-        with Startup(reporter):
-            yield
+            startup.answered()
+        yield startup
