@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import stat
 import subprocess
@@ -24,7 +25,7 @@ touch dist/xai_tasks-1.2.3-py3-none-any.whl dist/xai_tasks-1.2.3.tar.gz
 
 MATERIALS = """#!/bin/sh
 while [ "$1" != --output-file ]; do shift; done
-echo '{}' >"$2"
+printf '{\n  "name": "xai-tasks",\n  "type": "library"\n}\n' >"$2"
 """
 
 
@@ -94,6 +95,8 @@ def test_release_has_checksums_and_bill_of_materials(repository):
         "xai_tasks-1.2.3.cdx.json",
         "xai_tasks-1.2.3.tar.gz",
     ]
+    materials = json.loads((repository / "dist" / "xai_tasks-1.2.3.cdx.json").read_text())
+    assert materials == {"name": "xai-tasks", "version": "1.2.3", "type": "library"}
 
 
 @pytest.mark.parametrize(
