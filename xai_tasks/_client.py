@@ -537,7 +537,7 @@ class TaskClient:
 
     def as_completed(
         self,
-        task_ids: Iterable[str] | AsyncIterable[str],
+        task_ids: Iterable[str | Request] | AsyncIterable[str | Request],
         *,
         timeout: Timeout = FROM_POLICY,
         poll: PollPolicy | None = None,
@@ -548,11 +548,14 @@ class TaskClient:
 
         Args:
             task_ids: the ids, from any iterable or async iterable, also one that never ends. They
-                are pulled as there is room.
-            timeout: seconds for each wait, from when its id is pulled, 0 or more; None: no limit.
-                Default: the policy's.
+                are pulled as there is room. An `ImageRequest` or a `VideoRequest` in place of an id
+                is submitted, as `submit` does; its outcome has it as `request`. A refusal for the
+                rate does not count against `RetryPolicy.stop` here: the request waits.
+            timeout: seconds for each wait, from when its id is pulled, or its request accepted, 0
+                or more; None: no limit. Default: the policy's.
             poll: another policy than the client's.
-            max_pending: the most ids in rotation, 1 or more, outcomes not yet taken included.
+            max_pending: the most ids in rotation, 1 or more, outcomes not yet taken included. With
+                requests, it bounds the tasks that are alive on the server.
             download_to: a directory in which to save the files of each completed task, as
                 `download` does, while others are polled. `Outcome.files` has them; a
                 `DownloadError` stands beside its task. A full disk is an `OSError` out of the loop.
@@ -574,7 +577,14 @@ class TaskClient:
             save = partial(self._downloader.complete, _directory("download_to", download_to))
         self._check_open()
         return OutcomeStream(
-            self._poller, self._bind, task_ids, policy, seconds, max_pending, save=save
+            self._poller,
+            self._bind,
+            task_ids,
+            policy,
+            seconds,
+            max_pending,
+            save=save,
+            submit=partial(self._submitter.submit, bulk=True),
         )
 
     async def download(self, task: TaskResult, directory: str | os.PathLike[str]) -> list[Path]:

@@ -10,8 +10,10 @@ from xai_tasks._policies import PollPolicy
 from xai_tasks._polling.bulk import BulkProducer
 from xai_tasks._polling.poller import Poller
 from xai_tasks._polling.producers import Bind, Producer, WatchProducer
+from xai_tasks._polling.requests import Submit
 from xai_tasks._polling.saving import Save
 from xai_tasks._polling.watch_all import WatchAllProducer
+from xai_tasks._requests import Request
 
 T = TypeVar("T")
 
@@ -178,13 +180,14 @@ class OutcomeStream(_Stream[Outcome]):
         self,
         poller: Poller,
         bind: Bind,
-        task_ids: Iterable[str] | AsyncIterable[str],
+        task_ids: Iterable[str | Request] | AsyncIterable[str | Request],
         policy: PollPolicy,
         timeout: float | None,
         max_pending: int,
         *,
         raise_refusals: bool = True,
         save: Save | None = None,
+        submit: Submit | None = None,
     ) -> None:
         self._bulk = BulkProducer(
             poller,
@@ -195,6 +198,7 @@ class OutcomeStream(_Stream[Outcome]):
             max_pending,
             raise_refusals=raise_refusals,
             save=save,
+            submit=submit,
         )
         super().__init__(self._bulk, poller)
 

@@ -118,7 +118,7 @@ def test_input_of_prompts_and_json(here, server, tmp_path, out):
         "\n"
         '"Hello", says a dog\n'
         "# a hash is part of a prompt\n"
-        '{"prompt": "a bird", "duration": 6, "id": "bird-1", "seed": 7}\n'
+        '{"prompt": "a bird", "duration": 6, "id": "bird-1", "seed": 7, "images": null}\n'
     )
 
     code, _, _ = here("--video", "-i", source, "-o", out, "--duration", "10", *QUICK)
@@ -222,6 +222,45 @@ def test_uncertain_request_is_neither_repeated_nor_forgotten(here, server, out):
     assert code == 0
     assert len(server.submissions) == 2
     assert states(out)[-1] == "completed"
+
+
+def test_report_understands_the_file(here, program, server, out):
+    server.accept("processing")
+    server.fault("POST", Fault.reset(at="headers"), Fault.status(400))
+    source = out.with_name("prompts")
+    source.write_text('{"prompt": "a cat", "duration": 6, "id": 7}\na dog\na bird\n')
+    here("--video", "-i", source, "-o", out, "--timeout", "0.2", *QUICK)
+
+    uncertain = program.run("report", "--uncertain", out)
+    report = json.loads(program.run("report", "--json", out).out)
+
+    assert uncertain.lines == [
+        {"prompt": "a cat", "model": "grok-imagine-video", "duration": 6, "id": 7}
+    ]
+    assert report["errors"] == {"WaitTimeoutError": 1, "refused": 1, "uncertain": 1}
+    assert report["otherLines"] == report["notEnded"] == 0
+    text = program.run("report", out).out
+    assert "1 submitted or not (uncertain), 1 refused" in text
+
+
+def test_report_counts_tasks_that_have_not_ended(program, server, out):
+    server.accept("processing")
+    process = program.start("run", "--video", "a cat", "-o", out)
+    eventually(lambda: out.exists() and "submitted" in states(out))
+    process.kill()
+
+    assert "1 not ended" in program.run("report", out).out
+
+
+def test_uncertain_requests_go_through_run_again(here, program, server, out, tmp_path):
+    server.accept()
+    server.fault("POST", Fault.reset(at="headers"))
+    here("--video", "a cat", "-o", out, *QUICK)
+    again = tmp_path / "again"
+    again.write_text(program.run("report", "--uncertain", out).out)
+
+    assert here("--video", "-i", again, "-o", tmp_path / "out2", *QUICK)[0] == 0
+    assert prompts(server) == ["a cat"] * 2
 
 
 def test_resume_needs_no_input(here, server, out):

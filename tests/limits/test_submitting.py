@@ -37,6 +37,7 @@ from xai_tasks import (
     VideoRequest,
     WaitTimeoutError,
 )
+from xai_tasks._limits.submitting import _Submission
 
 pytestmark = pytest.mark.fake_clock
 
@@ -395,6 +396,17 @@ class TestRun:
                 await client.run(CAT, timeout=5)
         assert caught.value.task_id == "cat"
         assert [sent.answer for sent in transport.submissions] == ["cat"]
+
+    async def test_request_is_not_written_while_the_timeout_expires(self):
+        limit = asyncio.timeout(0.1)
+        work = _Submission(CAT, bulk=False, on_send=None, deadline=0.1, limit=limit)
+        with pytest.raises(TimeoutError):
+            async with limit:
+                try:
+                    await asyncio.sleep(1)
+                finally:
+                    with pytest.raises(TimeoutError):
+                        work.before_send()
 
     async def test_none_is_no_timeout(self, client, transport):
         transport.add("cat", ("processing", 10_000))

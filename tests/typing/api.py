@@ -24,6 +24,7 @@ from xai_tasks import (
     APIResponseValidationError,
     APIStatusError,
     ClientStats,
+    ImageRequest,
     Outcome,
     OutcomeStream,
     PollPolicy,
@@ -34,6 +35,7 @@ from xai_tasks import (
     TaskFailedError,
     TaskResult,
     TaskStatus,
+    VideoRequest,
     WaitTimeoutError,
     XaiTasksError,
     __version__,
@@ -173,6 +175,12 @@ async def all_of_them(client: TaskClient, ids: AsyncIterator[str], whether: bool
 
 async def as_they_complete(client: TaskClient, ids: AsyncIterator[str]) -> None:
     """Go over a stream, with and without `async with`."""
+    request = VideoRequest("a cat", duration=10, images=["https://example.com/a.png"])
+    assert_type(await client.submit(request), str)
+    assert_type(await client.submit(ImageRequest("a cat"), on_send=lambda: None), str)
+    assert_type(await client.run(request, timeout=None, poll=None, check=False), TaskResult)
+    client.as_completed([request, "a", ImageRequest("a cat")])
+    await client.submit("a cat")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     stream = client.as_completed(ids, timeout=None, poll=None, max_pending=100)
     assert_type(stream, OutcomeStream)
     async for outcome in stream:

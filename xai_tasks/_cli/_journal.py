@@ -56,13 +56,10 @@ def holds_requests(path: Path) -> bool:
         OSError: it can't be read.
 
     """
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return any(request_of(parse_record(line) or {}) is not None for line in file)
-    except FileNotFoundError:
+    if not path.is_file():
         return False
+    with path.open("rb") as file:
+        return any(request_of(parse_record(line) or {}) is not None for line in file)
 
 
 class Journal:

@@ -22,8 +22,10 @@ from xai_tasks._polling.entries import NEVER, PolicyGroup
 from xai_tasks._polling.packed import BulkOwner, PendingIds
 from xai_tasks._polling.poller import Poller
 from xai_tasks._polling.producers import Bind, Producer, check_one_of_many
+from xai_tasks._polling.requests import RequestOwner, RequestStage, Submit
 from xai_tasks._polling.saving import Save, Saving
 from xai_tasks._polling.slices import SLICE, in_slices
+from xai_tasks._requests import ImageRequest, Request, VideoRequest
 
 _PULL_SLICE = 100
 """Ids pulled, or outcomes taken, before others on the loop get a turn: a millisecond or so."""
@@ -160,8 +162,8 @@ class Refusals:
         return self._error
 
 
-class BulkProducer(Producer[Outcome], BulkOwner):
-    """Produces an outcome for each id, as tasks end."""
+class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
+    """Produces an outcome for each id or request, as tasks end."""
 
     __slots__ = (
         "_due",
@@ -171,6 +173,7 @@ class BulkProducer(Producer[Outcome], BulkOwner):
         "_policy",
         "_poller",
         "_refusals",
+        "_requests",
         "_saving",
         "_source",
         "_unpolled",
@@ -192,21 +195,26 @@ class BulkProducer(Producer[Outcome], BulkOwner):
         *,
         raise_refusals: bool,
         save: Save | None = None,
+        submit: Submit | None = None,
     ) -> None:
         """Take `TaskClient.as_completed`'s arguments.
 
         Args:
             poller: the client's.
             bind: the client's.
-            source: the ids.
+            source: the ids and requests.
             policy: how to poll.
             timeout: seconds for each wait; None: no limit.
             max_pending: ids whose outcomes have not been taken, at most.
             raise_refusals: whether the stream ends with an error if the key is refused for all ids.
             save: saves the files of each completed task, before its outcome is taken.
+            submit: submits a request; None: there are no requests in the source.
 
         """
         super().__init__(bind)
+        self._requests = (
+            None if submit is None else RequestStage(self, submit, poller, policy, timeout)
+        )
         self._saving = None if save is None else Saving(save, self._deliver, self._end_all)
         self._poller = poller
         self._source = Source(source)
@@ -262,6 +270,8 @@ class BulkProducer(Producer[Outcome], BulkOwner):
         self._source.cancel()
         if self._saving is not None:
             self._saving.cancel()
+        if self._requests is not None:
+            self._requests.cancel()
         self._unpolled = 0
         if self._due is not None:
             self._poller.clear_deadline(self, self._due)
@@ -271,6 +281,8 @@ class BulkProducer(Producer[Outcome], BulkOwner):
 
     async def settled(self) -> None:
         await self._source.settled()
+        if self._requests is not None:
+            await self._requests.settled()
         if self._emptied is not None:
             await asyncio.shield(self._emptied)
         if self._saving is not None:
@@ -292,6 +304,33 @@ class BulkProducer(Producer[Outcome], BulkOwner):
         first: bool,
     ) -> None:
         self.ids.discard(index)
+        self._end(index, task_id, task, error, first=first)
+
+    def on_request_end(
+        self,
+        index: int,
+        request: Request,
+        task_id: str,
+        task: TaskResult | None,
+        error: BaseException | None,
+        *,
+        first: bool,
+    ) -> None:
+        self._end(index, task_id, task, error, first=first, request=request)
+
+    def on_room(self) -> None:
+        self._source.on_room()
+
+    def _end(
+        self,
+        index: int,
+        task_id: str,
+        task: TaskResult | None,
+        error: BaseException | None,
+        *,
+        first: bool,
+        request: Request | None = None,
+    ) -> None:
         if first:
             self._on_first_poll()
         if task is not None:
@@ -299,9 +338,10 @@ class BulkProducer(Producer[Outcome], BulkOwner):
             if self._refusals is not None:
                 self._refusals.answered()
         if error is None or (isinstance(error, XaiTasksError) and not self._is_refused_key(error)):
-            self._put(Outcome(task_id, index, task, error))
+            self._put(Outcome(task_id, index, task, error, request=request))
             if (
                 self._refusals is not None
+                and task_id
                 and isinstance(error, PermissionDeniedError)
                 and not is_transient(error)
             ):
@@ -323,6 +363,10 @@ class BulkProducer(Producer[Outcome], BulkOwner):
 
     def _admit(self, task_id: object) -> None:
         index = self.pulled - 1
+        if self._requests is not None and isinstance(task_id, (ImageRequest, VideoRequest)):
+            self._unpolled += 1
+            self._requests.add(index, task_id)
+            return
         try:
             check_one_of_many(task_id)
         except InvalidTaskIdError as error:
@@ -347,6 +391,8 @@ class BulkProducer(Producer[Outcome], BulkOwner):
             self._due = self._poller.set_deadline(self, now + self.timeout)
 
     def _has_room(self) -> bool:
+        if self._requests is not None and not self._requests.has_room:
+            return False
         return self.pending < self._max_pending
 
     def _on_source_end(self, error: BaseException | None) -> None:
@@ -370,7 +416,7 @@ class BulkProducer(Producer[Outcome], BulkOwner):
 
     def _finish(self) -> None:
         """End the stream if every id is refused; leave the poller once all ids have ended."""
-        all_ended = self._source.ended and not self.ids
+        all_ended = self._source.ended and not self.ids and self._has_no_requests
         if self._refusals is not None and self.error is None:
             error = self._refusals.of_everybody(that_was_all=all_ended)
             if error is not None:
@@ -381,6 +427,10 @@ class BulkProducer(Producer[Outcome], BulkOwner):
                 self._poller.clear_deadline(self, self._due)
                 self._due = None
             self._poller.release(self)
+
+    @property
+    def _has_no_requests(self) -> bool:
+        return self._requests is None or self._requests.is_empty
 
     def _leave(self, member: tuple[int, str]) -> None:
         index, task_id = member
