@@ -266,6 +266,56 @@ class TestAsCompleted:
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
 
+    async def test_pulls_no_faster_than_the_server_serves(self, transport):
+        limit, tokens, last = 10, 10.0, 0.0
+
+        def bucket(task_id):
+            nonlocal tokens, last
+            tokens, last = min(10.0, tokens + (now() - last) * limit), now()
+            if tokens < 1:
+                return status(429, retry_after=1)
+            tokens -= 1
+            return None
+
+        transport.weather = bucket
+        transport.default = "completed"
+        waiting = []
+        async with client_over(transport) as client:
+            ids = [f"task-{n}" for n in range(12_000)]
+            async for outcome in client.as_completed(ids):
+                assert outcome.ok
+                waiting.append(client.stats.waiting)
+
+        assert max(waiting) <= 5_000
+        assert max(waiting[6_000:]) < 700
+
+    async def test_pulls_no_more_than_a_given_rate_can_ask_for(self, transport):
+        transport.default = "processing"
+        async with client_over(transport, rate_limit=2) as client:
+            stream = client.as_completed((f"task-{n}" for n in range(1000)), timeout=100)
+            reader = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(50)
+
+            assert client.stats.waiting == 20
+            reader.cancel()
+            await asyncio.wait([reader])
+            await stream.aclose()
+
+    async def test_a_second_stream_gets_its_turn(self, transport):
+        transport.default = "processing"
+        transport.add("b")
+        async with client_over(transport, rate_limit=2) as client:
+            first = client.as_completed((f"task-{n}" for n in range(1000)), timeout=100)
+            reader = asyncio.ensure_future(anext(first))
+            await asyncio.sleep(20)
+
+            async for outcome in client.as_completed(["b"], timeout=100):
+                assert outcome.ok
+
+            reader.cancel()
+            await asyncio.wait([reader])
+            await first.aclose()
+
     @pytest.mark.parametrize("kind", ["sync", "async"])
     async def test_pulls_no_more_than_max_pending(self, client, transport, kind):
         transport.default = "processing"

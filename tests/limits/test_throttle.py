@@ -274,9 +274,18 @@ class TestMaxInRotation:
     def test_is_at_least_one(self):
         assert make(rate_limit=0.01).max_in_rotation(1) == 1
 
-    def test_is_unlimited_while_no_rate_is_known_or_without_a_timeout(self):
-        assert Throttle(10, None).max_in_rotation(600) == math.inf
+    def test_is_unlimited_without_a_timeout_or_at_an_infinite_rate(self):
         assert make(rate_limit=20).max_in_rotation(math.inf) == math.inf
+        assert make().max_in_rotation(600) == math.inf
+
+    def test_grows_with_what_is_answered_while_no_rate_is_known(self):
+        throttle = Throttle(10, None)
+        assert throttle.max_in_rotation(600) == 5_000
+
+        for n in range(600):
+            throttle.answered(1.0, 1.0, f"id {n}")
+
+        assert throttle.max_in_rotation(600) == 6_000
 
     async def test_follows_a_rate_that_was_learned(self):
         throttle = Throttle(10, None)

@@ -13,12 +13,17 @@ _ANSWERED = 10.0
 
 
 class LimitFinder:
-    """What a client learns from the answers to its requests."""
+    """What a client learns from the answers to its requests.
 
-    __slots__ = ("_accepted", "_accepted_at", "_in_flight", "_rate", "_tests")
+    Attributes:
+        answered: requests answered, refusals not counted.
+
+    """
+
+    __slots__ = ("_accepted_at", "_in_flight", "_rate", "_tests", "answered")
 
     def __init__(self) -> None:
-        self._accepted = 0
+        self.answered: int = 0
         self._accepted_at = -math.inf
         self.forget()
 
@@ -53,7 +58,7 @@ class LimitFinder:
 
     def accepted(self, now: float, sent: float, in_flight: int) -> None:
         """Record an answer that is no refusal, with how many were in flight when it came."""
-        self._accepted += 1
+        self.answered += 1
         self._accepted_at = now
         self._rate.accepted(now)
         if self._tests:
@@ -77,7 +82,7 @@ class LimitFinder:
         """
         test = self._tests.get(status)
         if test is None:
-            test = self._tests[status] = SlowerTest(self._accepted, now)
+            test = self._tests[status] = SlowerTest(self.answered, now)
         limits = test.limits
         test.refused(now, sent)
         if not test.limits:

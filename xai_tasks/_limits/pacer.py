@@ -116,6 +116,11 @@ class Pacer:
             return self._bucket.rate
         return self._quotas.rate if self._quotas.guide else self.finder.rate
 
+    @property
+    def answered(self) -> float:
+        """Requests that were answered while the limit was learned; infinity if it was given."""
+        return math.inf if self.finder is None else self.finder.answered
+
     def delay(self, now: float) -> float:
         """Return the seconds until a request may leave; infinity if that takes an answer."""
         if now < self.paused_until:

@@ -19,6 +19,9 @@ logger = logging.getLogger("xai_tasks")
 _REQUESTS_EACH = 10
 """Requests for each id within its timeout that bulk streams leave room for."""
 
+_FIRST_IDS = 5_000
+"""Ids in rotation before anything was answered."""
+
 Queue = OrderedDict[asyncio.Future[None], None]
 
 
@@ -81,9 +84,15 @@ class Throttle:
     def max_in_rotation(self, timeout: float) -> float:
         """Return how many ids can each be asked for about ten times within `timeout` seconds.
 
-        Infinity as long as no rate is known, neither given nor learned.
+        Without a timeout there is no limit. While no rate is known, it grows with what was
+        answered, so that a limit is met before too many ids have begun to wait.
         """
-        return max(1.0, self._pacer.rate * timeout / _REQUESTS_EACH)
+        rate = self._pacer.rate
+        if timeout == math.inf:
+            return math.inf
+        if rate == math.inf:
+            return max(_FIRST_IDS, _REQUESTS_EACH * self._pacer.answered)
+        return max(1.0, rate * timeout / _REQUESTS_EACH)
 
     async def acquire(self, *, poll: bool) -> None:
         """Wait until a request may leave; each acquire needs its `release`.

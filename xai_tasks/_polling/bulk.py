@@ -293,6 +293,7 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
             self._refusals.answered()
         if first:
             self._on_first_poll()
+        self._source.on_room()  # for the rate may have grown
 
     def on_end(
         self,
@@ -304,6 +305,7 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
         first: bool,
     ) -> None:
         self.ids.discard(index)
+        self._source.on_room()
         self._end(index, task_id, task, error, first=first)
 
     def on_request_end(
@@ -393,7 +395,10 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
     def _has_room(self) -> bool:
         if self._requests is not None and not self._requests.has_room:
             return False
-        return self.pending < self._max_pending
+        # At least one, however many wait in other streams.
+        return self.pending < self._max_pending and (
+            not self.ids or self._poller.has_room(self.timeout)
+        )
 
     def _on_source_end(self, error: BaseException | None) -> None:
         self.error = self.error or error

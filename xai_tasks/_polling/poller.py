@@ -81,6 +81,10 @@ class Poller:
         """The number of ids in rotation."""
         return self._rotation.waiting
 
+    def has_room(self, timeout: float) -> bool:
+        """Return whether one more id can be asked for often enough within `timeout` seconds."""
+        return self.waiting < self._throttle.max_in_rotation(timeout)
+
     # Who waits.
 
     def subscribe(self, task_id: str, policy: PollPolicy, subscriber: Subscriber) -> Entry | None:
