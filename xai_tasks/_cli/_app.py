@@ -109,6 +109,7 @@ def watch_command(task_id: str, *, quiet: bool, verbose: int, **settings: Any) -
     metavar="K/N",
     help="Wait for the Kth of N parts only, for N machines.",
 )
+@options.download_option
 @options.output_options
 @options.log_options
 @options.bulk_options
@@ -123,6 +124,7 @@ def wait_command(
     *,
     resume: bool,
     shard: tuple[int, int] | None,
+    directory: Path | None,
     quiet: bool,
     verbose: int,
     **settings: Any,
@@ -134,9 +136,11 @@ def wait_command(
       xai-tasks wait 5f2c1e 77ab02
       xai-tasks wait -i ids.txt -o out.jsonl --resume     # may be killed, and started again
       xai-tasks wait -i jobs.csv --id-column job -o out.jsonl
+      xai-tasks wait -i ids.txt -o out.jsonl --download videos/
       xai-tasks wait -i ids.txt -o 3.jsonl --shard 3/8    # the third machine of eight
     """  # noqa: D301 -- \b is click's mark for lines to be kept
     from xai_tasks._cli import _job as job  # noqa: PLC0415
+    from xai_tasks._cli._files import Files  # noqa: PLC0415
     from xai_tasks._cli._input import IdSource  # noqa: PLC0415
     from xai_tasks._cli._process import run_command  # noqa: PLC0415
     from xai_tasks._cli._progress import make_reporter  # noqa: PLC0415
@@ -148,7 +152,9 @@ def wait_command(
     if not task_ids and not input_names and not has_pending:
         raise click.UsageError("name ids, or a file of them with --input")
     client = make_client(**settings)
-    output = job.Output(output_name, resume=resume)
+    files = None if directory is None else Files(directory)
+    on_record = (lambda record: None) if files is None else files.on_record
+    output = job.Output(output_name, resume=resume, on_record=on_record)
     inputs = job.open_inputs(input_names, id_column, output.fd)
     summary = None if summary_name is None else job.SummaryFile(summary_name)
     reporter = make_reporter(quiet=quiet)
@@ -169,6 +175,7 @@ def wait_command(
         max_pending=pending_at_most(rate, timeout),
         rate=rate,
         timeout=timeout,
+        files=files,
         verbose=verbose,
     )
     return run_command(partial(run.run, client))
@@ -244,6 +251,7 @@ def report_command(names: tuple[str, ...], listing: str | None, *, in_json: bool
     metavar="K/N",
     help="Take the Kth of N parts of the requests only, for N machines.",
 )
+@options.download_option
 @click.option(
     "--max-pending",
     type=options.whole_number(1),
@@ -276,6 +284,7 @@ def run_command_(
     resume: bool,
     retry_uncertain: bool,
     shard: tuple[int, int] | None,
+    directory: Path | None,
     max_pending: int,
     retry_statuses: tuple[int, ...],
     quiet: bool,
@@ -307,6 +316,7 @@ def run_command_(
             resume=resume,
             retry_uncertain=retry_uncertain,
             shard=shard,
+            directory=directory,
             max_pending=max_pending,
             retry_statuses=retry_statuses,
             hint=_hint(None if output_name == "-" else output_name, resume=resume),

@@ -14,18 +14,21 @@ from typing import Any, Protocol
 import click
 
 from xai_tasks import ConfigurationError, Outcome, OutcomeStream, TaskClient, XaiTasksError
+from xai_tasks._cli._files import Files
 from xai_tasks._cli._input import Input, LineParser
 from xai_tasks._cli._output import LineSink, PendingFile, open_output
 from xai_tasks._cli._process import Exit, Interrupt, exit_code_of
 from xai_tasks._cli._progress import LogHandler, Pace, Reporter, Snapshot, format_duration
 from xai_tasks._cli._records import CompletedIds, digest
 from xai_tasks._cli._startup import Startup
-from xai_tasks._cli._tally import Tally, as_json
+from xai_tasks._cli._tally import TASK_FIELDS, Tally, as_json
 
 _HOPELESS = 100
 """Ids in a row without a usable answer after which the rest is left to a later run."""
 _NOT_IDS = 100
 """Ids at the beginning of a job, all unknown to the server, after which it stops."""
+_FETCHERS = 8
+"""Tasks of earlier runs whose files are saved at once."""
 _GRACE = 0.1
 """Seconds for an outcome that should be at hand to come out of the stream."""
 _SURE = 10.0
@@ -143,6 +146,7 @@ class Job:
         max_pending: ids in rotation at most.
         rate: requests per second at most; None: learned.
         timeout: seconds to wait for a task; None: no limit.
+        files: saves the files of completed tasks; None: they are not saved.
         verbose: how much of the log to show, 0 to 2.
 
     """
@@ -158,6 +162,7 @@ class Job:
         max_pending: int,
         rate: float | None,
         timeout: float | None,
+        files: Files | None = None,
         verbose: int = 0,
     ) -> None:
         self._source = source
@@ -169,6 +174,7 @@ class Job:
         self._max_pending = max_pending
         self._rate = rate
         self._timeout = timeout
+        self._files = files
         self._verbose = verbose
         self._warned = False
 
@@ -191,7 +197,11 @@ class Job:
             try:
                 async with (
                     client,
-                    client.as_completed(self._source, max_pending=self._max_pending) as stream,
+                    client.as_completed(
+                        self._source,
+                        max_pending=self._max_pending,
+                        download_to=None if self._files is None else self._files.directory,
+                    ) as stream,
                 ):
                     try:
                         await self._follow(client, stream, interrupt)
@@ -212,6 +222,8 @@ class Job:
             self._reporter.follow(lambda: self._snapshot(client, stream), self._check_pace)
         )
         try:
+            if self._files is not None:
+                await self._fetch_missing(client, self._files)
             # Not `async for`: its end would close the stream, and an interrupt needs what has
             # ended by then.
             while (outcome := await anext(stream, None)) is not None:
@@ -231,19 +243,47 @@ class Job:
                     outcome = await anext(stream)
                 await self._take(outcome)
 
-    async def _take(self, outcome: Outcome) -> None:
-        if isinstance(outcome.error, ConfigurationError):
-            raise outcome.error  # the key file went bad: every other id would meet the same
+    async def _fetch_missing(self, client: TaskClient, files: Files) -> None:
+        """Save files that earlier runs did not, first, since their URLs expire the soonest."""
+        output, completed = self._output.name, self._output.completed
+        if output is None or completed is None:
+            return
+        records = files.missing(output)
+
+        async def work() -> None:
+            for record in records:
+                outcome = await files.fetch(client, record)
+                completed.retake(outcome.task_id)
+                known = {*TASK_FIELDS, "error"}
+                about = {name: record[name] for name in record if name not in known}
+                await self._write(outcome, about)
+
+        workers = [asyncio.create_task(work()) for _ in range(_FETCHERS)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.wait(workers)
+
+    async def _write(self, outcome: Outcome, about: Mapping[str, Any]) -> None:
+        """Count an outcome, and write its line."""
         if self._output.sink.is_terminal:
             self._reporter.clear()
-        line = self._tally.record(
-            outcome.task_id, outcome.task, outcome.error, self._source.about(outcome.index)
-        )
+        if self._files is not None:
+            about = {**about, "files": self._files.add(outcome.files)}
+        line = self._tally.record(outcome.task_id, outcome.task, outcome.error, about)
         try:
             await self._output.sink.write(line)
         except OSError:
             self._tally.take_back()
             raise
+
+    async def _take(self, outcome: Outcome) -> None:
+        if isinstance(outcome.error, ConfigurationError):
+            raise outcome.error  # the key file went bad: every other id would meet the same
+        try:
+            await self._write(outcome, self._source.about(outcome.index))
         except asyncio.CancelledError:
             self._source.settle(outcome.index)  # the line was written first
             raise
@@ -268,6 +308,7 @@ class Job:
             stats.polls,
             stats.rate_limited,
             None if expected is None else expected + skipped,
+            None if self._files is None else str(self._files),
         )
 
     def _check_pace(self, snapshot: Snapshot, pace: Pace) -> None:
@@ -330,6 +371,8 @@ class Job:
         parts = [f"{tasks} in {format_duration(seconds)}: {tally}"]
         if pending:
             parts.append(f"{pending:,} not ended")
+        if self._files is not None:
+            parts.append(str(self._files))
         parts.append(f"{requests:,} requests")
         completed = self._output.completed
         if completed is not None and completed.skipped:
@@ -339,7 +382,7 @@ class Job:
         return "; ".join(parts)
 
     def _as_json(self, code: int, seconds: float, requests: int, pending: int) -> dict[str, object]:
-        completed = self._output.completed
+        completed, files = self._output.completed, self._files
         return {
             **as_json(self._tally.counts),
             "notEnded": pending,
@@ -350,6 +393,7 @@ class Job:
                 "requests": requests,
                 "seconds": round(seconds, 3),
                 "exitCode": int(code),
+                **({} if files is None else {"files": files.count, "bytes": files.size}),
             },
         }
 

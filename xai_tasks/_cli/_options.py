@@ -209,6 +209,15 @@ def take_fields(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+download_option = click.option(
+    "--download",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Save the files that results point to in DIR, as tasks end; with --resume also those of "
+    "tasks that ended in earlier runs.",
+)
+
 output_options = _all_of(
     click.option(
         "-o",

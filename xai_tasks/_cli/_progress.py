@@ -31,6 +31,8 @@ class Snapshot:
     """429 answers."""
     expected: float | None
     """How many ids there will be, where that is known."""
+    files: str | None = None
+    """The number of files saved and their size; None if none are to be."""
 
     @property
     def ended(self) -> int:
@@ -168,6 +170,7 @@ def facts(snapshot: Snapshot, pace: Pace) -> list[str]:
     said = [
         f"{snapshot.completed:,} completed",
         f"{snapshot.failed:,} failed",
+        *([] if snapshot.files is None else [snapshot.files]),
         f"{snapshot.waiting:,} waiting",
         f"{pace.polls:.1f} polls/s",
         f"{snapshot.rate_limited:,} rate limited",

@@ -107,6 +107,12 @@ class CompletedIds:
         self._ends[key] = _CLAIMED
         return True
 
+    def retake(self, task_id: str) -> None:
+        """Take back how an id ended, as another line will say: it is not waited for again."""
+        key = digest(task_id)
+        self._count(self._ends.get(key), -1)
+        self._ends[key] = _CLAIMED
+
     def _count(self, end: str | None, change: int) -> None:
         if end is not None:
             self.counts[end] = self.counts.get(end, 0) + change

@@ -11,6 +11,7 @@ from attrs import frozen
 from tenacity import RetryCallState, stop_after_attempt
 
 from xai_tasks import ImageRequest, RetryPolicy, VideoRequest
+from xai_tasks._cli._files import Files
 from xai_tasks._cli._input import IdSource
 from xai_tasks._cli._job import Job, Output, Selection, SummaryFile, open_inputs
 from xai_tasks._cli._journal import Journal, JournalWriter, holds_requests
@@ -46,6 +47,7 @@ class RunOptions:
     resume: bool
     retry_uncertain: bool
     shard: tuple[int, int] | None
+    directory: Path | None
     max_pending: int
     retry_statuses: Sequence[int]
     hint: str
@@ -70,7 +72,14 @@ def make_run(
     kind = cast("str", options.kind)
     parser = RequestLines(kind, options.fields)
     journal = Journal()
-    output = Output(options.output_name, resume=options.resume, on_record=journal.add)
+    files = None if options.directory is None else Files(options.directory)
+
+    def on_record(record: dict[str, Any]) -> None:
+        journal.add(record)
+        if files is not None:
+            files.on_record(record)
+
+    output = Output(options.output_name, resume=options.resume, on_record=on_record)
     inputs = open_inputs(options.input_names, None, output.fd, lambda: parser)
     summary = None if options.summary_name is None else SummaryFile(options.summary_name)
     reporter = make_reporter(quiet=options.quiet)
@@ -105,6 +114,7 @@ def make_run(
             max_pending=options.max_pending,
             rate=settings["rate"],
             timeout=settings["timeout"],
+            files=files,
             verbose=options.verbose,
         )
         return await job.run(client, interrupt)

@@ -17,7 +17,7 @@ from xai_tasks import (
 from xai_tasks._cli._process import Exit
 from xai_tasks._cli._records import ENDED, NOT_SENT, REFUSED, STATUSES, UNCERTAIN
 
-_FIELDS = (
+TASK_FIELDS = (
     "taskId",
     "status",
     "result",
@@ -27,7 +27,7 @@ _FIELDS = (
     "finishedAt",
     "traceId",
 )
-_ABSENT: dict[str, Any] = dict.fromkeys(_FIELDS)
+_ABSENT: dict[str, Any] = dict.fromkeys(TASK_FIELDS)
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 NOT_KNOWN = frozenset({"NotFoundError", "BadRequestError", "InvalidTaskIdError"})
