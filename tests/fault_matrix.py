@@ -210,7 +210,7 @@ ANSWERS = (
     _taken("a byte order mark before the JSON", _ODD["BOM"]),
     _taken("JSON labelled as text", _ODD["wrong content type"]),
     _taken("no `Content-Type`", _ODD["no content type"]),
-    _taken("another `taskId` than asked for; logged once", _ODD["wrong id"]),
+    _taken("another `taskId` than asked for, on a new connection; logged once", _ODD["wrong id"]),
     _taken("a status that goes back", _says("processing"), _says("pending"), _says("completed")),
 )
 
