@@ -19,7 +19,11 @@ pytestmark = pytest.mark.slow
 
 DOCS = Path(__file__).parent.parent / "docs"
 TUTORIAL = DOCS / "tutorial.md"
-PAGES = [TUTORIAL, DOCS / "how-to" / "overnight-jobs.md"]
+PAGES = [
+    TUTORIAL,
+    DOCS / "how-to" / "overnight-jobs.md",
+    DOCS / "how-to" / "prompts-to-videos.md",
+]
 STEP = re.compile(
     r"(?P<skip><!-- not run: .*? -->\n)?```sh\n(?P<code>.*?)```(?:\n\n```text\n(?P<out>.*?)```)?",
     re.DOTALL,

@@ -353,10 +353,9 @@ def _hint(output_name: str | None, *, resume: bool) -> str:
 )
 @click.option(
     "--duration",
-    default="lognormal:45:0.5",
-    show_default=True,
     metavar="D",
-    help="How long tasks take: constant:SECONDS, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA.",
+    help="How long tasks take: constant:SECONDS, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA.  "
+    "[default: lognormal:45:0.5; for those that are submitted, uniform:2:6]",
 )
 @click.option(
     "--rate",
@@ -372,8 +371,8 @@ def _hint(output_name: str | None, *, resume: bool) -> str:
     metavar="F",
     help="The share of tasks that fail.",
 )
-def serve_command(*, duration: str, **settings: Any) -> int:
-    """Serve made-up tasks on a loopback port, until SIGINT or SIGTERM.
+def serve_command(*, duration: str | None, **settings: Any) -> int:
+    """Serve made-up tasks on a loopback port, and take submissions, until SIGINT or SIGTERM.
 
     The first line holds the URL and the key, each further one the id of a task:
 
@@ -388,7 +387,7 @@ def serve_command(*, duration: str, **settings: Any) -> int:
     from xai_tasks.testing import parse_duration  # noqa: PLC0415
 
     try:
-        settings["duration"] = parse_duration(duration)
+        settings["duration"] = None if duration is None else parse_duration(duration)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--duration") from None
     return run_command(partial(serve, sink=LineSink(STDOUT, "stdout"), **settings))
