@@ -1,4 +1,4 @@
-"""Tasks in an aiohttp.web app: one request, a long poll, events, and a live page of many tasks.
+"""Tasks in an aiohttp.web app: one request, a long poll, and a live page of many tasks.
 
 In a clone of xai_tasks:              pip install .
 Beside this file and live_page.html:  python aiohttp_app.py
@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,23 @@ from xai_tasks import (
     ClientClosedError,
     InvalidTaskIdError,
     NotFoundError,
+    PollPolicy,
     RateLimitError,
     TaskClient,
     TaskResult,
+    Update,
     WaitTimeoutError,
     XaiTasksError,
+    wait_adaptive,
 )
 
 CLIENT = web.AppKey("client", TaskClient)
 
 HEARTBEAT = 15.0
-"""Seconds after which a stream sends a comment, so that no proxy cuts it as idle."""
+"""Seconds of silence after which a stream sends a comment, so that no proxy cuts it as idle."""
+
+POLLING = wait_adaptive()
+"""Learns how long tasks take; the page shows its estimate of the time left."""
 
 MAX_IDS = 100
 """Ids in one stream: they are in its URL, and servers and proxies accept about 8 KB of that."""
@@ -50,7 +56,7 @@ routes = web.RouteTableDef()
 
 async def task_client(app: web.Application) -> AsyncIterator[None]:
     """Make one client for the process: all requests share its polls, connections and rate limit."""
-    async with TaskClient() as client:
+    async with TaskClient(poll=PollPolicy(wait=POLLING)) as client:
         app[CLIENT] = client
         yield
 
@@ -70,7 +76,8 @@ async def page(request: web.Request) -> web.StreamResponse:
 async def get_task(request: web.Request) -> web.StreamResponse:
     """Return the task as it is now."""
     task_id = request.match_info["task_id"]
-    return web.json_response(as_json(task_id, await request.app[CLIENT].get(task_id)))
+    task = await request.app[CLIENT].get(task_id)
+    return web.json_response(task.to_dict())
 
 
 @routes.get("/tasks/{task_id:[^/]+}/wait")
@@ -94,31 +101,20 @@ async def wait(request: web.Request) -> web.StreamResponse:
     except WaitTimeoutError as error:
         if error.last is None:
             raise
-        return web.json_response(as_json(task_id, error.last), status=202)
-    return web.json_response(as_json(task_id, task))
-
-
-@routes.get("/tasks/{task_id:[^/]+}/events")
-async def events(request: web.Request) -> web.StreamResponse:
-    """Send each change of the task's status until it ends."""
-    return await stream(request, [request.match_info["task_id"]])
+        return web.json_response(error.last.to_dict(), status=202)
+    return web.json_response(task.to_dict())
 
 
 @routes.get("/events")
-async def events_of_many(request: web.Request) -> web.StreamResponse:
-    """Send the changes of all tasks in `?id=...&id=...` until the last one has ended.
+async def events(request: web.Request) -> web.StreamResponse:
+    """Send the changes of all tasks in `?id=...&id=...` as server-sent events, until all have ended.
 
-    One stream for many, because a browser opens at most six connections to a server.
+    One stream for many, because a browser opens at most six connections to a server. aiohttp
+    cancels this handler if the client leaves.
     """
     task_ids = dict.fromkeys(request.query.getall("id", []))
     if not 1 <= len(task_ids) <= MAX_IDS or "" in task_ids:
         return web.json_response({"detail": f"name 1 to {MAX_IDS} ids"}, status=422)
-    return await stream(request, task_ids)
-
-
-async def stream(request: web.Request, task_ids: Iterable[str]) -> web.StreamResponse:
-    """Send the changes of tasks as server-sent events. aiohttp cancels it if the client leaves."""
-    client = request.app[CLIENT]
     response = web.StreamResponse(
         headers={
             "Content-Type": "text/event-stream",
@@ -127,46 +123,54 @@ async def stream(request: web.Request, task_ids: Iterable[str]) -> web.StreamRes
         }
     )
     await response.prepare(request)
-
-    async def send(name: str, data: dict[str, Any]) -> None:
-        await response.write(f"event: {name}\ndata: {json.dumps(data)}\n\n".encode())
-
-    async def follow(task_id: str) -> None:
-        try:
-            async with client.watch(task_id, timeout=None) as changes:
-                async for task in changes:
-                    await send("task", as_json(task_id, task))
-        except ClientClosedError:
-            pass  # the server stops: the stream ends, and the browser connects again
-        except XaiTasksError as error:
-            status, detail = problem(error)
-            await send("problem", {"taskId": task_id, "status": status, "detail": detail})
-
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT)
-            await response.write(b": still here\n\n")
-
     try:
-        async with asyncio.TaskGroup() as heart:
-            beating = heart.create_task(beat())
-            async with asyncio.TaskGroup() as followers:
-                for task_id in task_ids:
-                    followers.create_task(follow(task_id))
-            beating.cancel()
-    except* ConnectionResetError:
+        async for part in stream(request.app[CLIENT], list(task_ids)):
+            await response.write(part.encode())
+    except ConnectionResetError:
         pass  # the client had just disconnected
     return response
 
 
-def as_json(task_id: str, task: TaskResult) -> dict[str, Any]:
+async def stream(client: TaskClient, task_ids: list[str]) -> AsyncIterator[str]:
+    running: dict[str, TaskResult] = {}
+    try:
+        async with client.watch_all(task_ids, timeout=None) as updates:
+            while True:
+                try:
+                    async with asyncio.timeout(HEARTBEAT):
+                        update = await anext(updates, None)
+                except TimeoutError:
+                    yield ": nothing new\n\n"
+                    continue
+                if update is None or isinstance(update.error, ClientClosedError):
+                    return  # all have ended, or the server stops: the page connects again
+                yield event("update", as_event(update, running))
+    except XaiTasksError as error:  # the key was refused
+        yield event("problem", {"detail": problem(error)[1]})
+
+
+def event(name: str, data: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+def as_event(update: Update, running: dict[str, TaskResult]) -> dict[str, Any]:
+    """Build what the page is sent. The errors' own messages are for the log, not for a browser.
+
+    Args:
+        update: what has changed.
+        running: the stream's tasks that have not ended; they change with the update.
+
+    """
+    running.pop(update.task_id, None)
+    if update.task is not None and not update.final:
+        running[update.task_id] = update.task
+    left = {task_id: POLLING.remaining(task) for task_id, task in running.items()}
     return {
-        "taskId": task_id,
-        "status": task.status,
-        "done": task.done,
-        "result": task.result,
-        "errorMessage": task.error_message,
-        "errorCode": task.error_code,
+        "taskId": update.task_id,
+        "final": update.final,
+        "task": update.task and update.task.to_dict(),
+        "problem": None if update.error is None else problem(update.error)[1],
+        "remaining": {task_id: time.total_seconds() for task_id, time in left.items() if time},
     }
 
 

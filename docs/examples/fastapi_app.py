@@ -1,7 +1,7 @@
-"""Tasks in a FastAPI app: one request, a long poll, server-sent events.
+"""Tasks in a FastAPI app: one request, a long poll, and a live page of many tasks.
 
-In a clone of xai_tasks:    pip install . 'fastapi>=0.135' uvicorn
-Beside this file:           uvicorn fastapi_app:app --timeout-graceful-shutdown 5
+In a clone of xai_tasks:              pip install . 'fastapi>=0.135' uvicorn
+Beside this file and live_page.html:  uvicorn fastapi_app:app --timeout-graceful-shutdown 5
 
 MOUNTSEA_API_KEY holds the key. MOUNTSEA_BASE_URL, if set, is the API's URL.
 """
@@ -13,11 +13,13 @@ import logging
 import math
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import StringConstraints
 from starlette.requests import ClientDisconnect
 
 from xai_tasks import (
@@ -26,14 +28,25 @@ from xai_tasks import (
     ClientClosedError,
     InvalidTaskIdError,
     NotFoundError,
+    PollPolicy,
     RateLimitError,
     TaskClient,
     TaskResult,
+    Update,
     WaitTimeoutError,
     XaiTasksError,
+    wait_adaptive,
 )
 
 T = TypeVar("T")
+
+POLLING = wait_adaptive()
+"""Learns how long tasks take; the page shows its estimate of the time left."""
+
+MAX_IDS = 100
+"""Ids in one stream: they are in its URL, and servers and proxies accept about 8 KB of that."""
+
+PAGE = Path(__file__).with_name("live_page.html")
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +54,7 @@ logger = logging.getLogger(__name__)
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """Make one client for the process: all requests share its polls, connections and rate limit."""
-    async with TaskClient() as client:
+    async with TaskClient(poll=PollPolicy(wait=POLLING)) as client:
         yield {"client": client}
 
 
@@ -51,11 +64,17 @@ def task_client(request: Request) -> TaskClient:
 
 
 Client = Annotated[TaskClient, Depends(task_client)]
+TaskId = Annotated[str, StringConstraints(min_length=1)]
 
 app = FastAPI(lifespan=lifespan)
 
 
-# `:path` lets ids contain slashes. The longer paths come first, or the last would match them.
+@app.get("/", include_in_schema=False)
+async def page() -> FileResponse:
+    return FileResponse(PAGE)
+
+
+# `:path` lets ids contain slashes. The longer path comes first, or the other would match it.
 @app.get("/tasks/{task_id:path}/wait")
 async def wait(
     task_id: str,
@@ -63,49 +82,65 @@ async def wait(
     request: Request,
     response: Response,
     timeout: Annotated[float, Query(gt=0, le=60, description="seconds")] = 30,
-) -> dict[str, Any]:
+) -> TaskResult:
     """Return the task once it has ended.
 
     After `timeout` seconds, return 202 and its last status: the client asks again.
     """
     waiting = client.wait(task_id, timeout=timeout, check=False)
     try:
-        return as_json(task_id, await unless_gone(request, waiting))
+        return await unless_gone(request, waiting)
     except WaitTimeoutError as error:
         if error.last is None:
             raise
         response.status_code = 202
-        return as_json(task_id, error.last)
-
-
-@app.get("/tasks/{task_id:path}/events", response_class=EventSourceResponse)
-async def events(task_id: str, client: Client) -> AsyncIterator[ServerSentEvent]:
-    """Send each change of the task's status until it ends. FastAPI sends comments in between."""
-    try:
-        async with client.watch(task_id, timeout=None) as changes:
-            async for task in changes:
-                yield ServerSentEvent(event="task", data=as_json(task_id, task))
-    except XaiTasksError as error:
-        status, detail = problem(error)
-        yield ServerSentEvent(
-            event="problem", data={"taskId": task_id, "status": status, "detail": detail}
-        )
+        return error.last
 
 
 @app.get("/tasks/{task_id:path}")
-async def get_task(task_id: str, client: Client) -> dict[str, Any]:
+async def get_task(task_id: str, client: Client) -> TaskResult:
     """Return the task as it is now."""
-    return as_json(task_id, await client.get(task_id))
+    return await client.get(task_id)
 
 
-def as_json(task_id: str, task: TaskResult) -> dict[str, Any]:
+@app.get("/events", response_class=EventSourceResponse)
+async def events(
+    client: Client, ids: Annotated[list[TaskId], Query(alias="id", max_length=MAX_IDS)]
+) -> AsyncIterator[ServerSentEvent]:
+    """Send the changes of all tasks in `?id=...&id=...` until all have ended.
+
+    One stream for many, because a browser opens at most six connections to a server. FastAPI sends
+    comments in between, so that no proxy cuts the stream as idle.
+    """
+    running: dict[str, TaskResult] = {}
+    try:
+        async with client.watch_all(dict.fromkeys(ids), timeout=None) as updates:
+            async for update in updates:
+                if isinstance(update.error, ClientClosedError):
+                    return  # the server stops: the page connects again
+                yield ServerSentEvent(event="update", data=as_event(update, running))
+    except XaiTasksError as error:  # the key was refused
+        yield ServerSentEvent(event="problem", data={"detail": problem(error)[1]})
+
+
+def as_event(update: Update, running: dict[str, TaskResult]) -> dict[str, Any]:
+    """Build what the page is sent. The errors' own messages are for the log, not for a browser.
+
+    Args:
+        update: what has changed.
+        running: the stream's tasks that have not ended; they change with the update.
+
+    """
+    running.pop(update.task_id, None)
+    if update.task is not None and not update.final:
+        running[update.task_id] = update.task
+    left = {task_id: POLLING.remaining(task) for task_id, task in running.items()}
     return {
-        "taskId": task_id,
-        "status": task.status,
-        "done": task.done,
-        "result": task.result,
-        "errorMessage": task.error_message,
-        "errorCode": task.error_code,
+        "taskId": update.task_id,
+        "final": update.final,
+        "task": update.task and update.task.to_dict(),
+        "problem": None if update.error is None else problem(update.error)[1],
+        "remaining": {task_id: time.total_seconds() for task_id, time in left.items() if time},
     }
 
 

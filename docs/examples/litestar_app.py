@@ -1,7 +1,7 @@
-"""Tasks in a Litestar app: one request, a long poll, server-sent events.
+"""Tasks in a Litestar app: one request, a long poll, and a live page of many tasks.
 
-In a clone of xai_tasks:    pip install . 'litestar>=2.23' uvicorn
-Beside this file:           uvicorn litestar_app:app --timeout-graceful-shutdown 5
+In a clone of xai_tasks:              pip install . 'litestar>=2.23' uvicorn
+Beside this file and live_page.html:  uvicorn litestar_app:app --timeout-graceful-shutdown 5
 
 MOUNTSEA_API_KEY holds the key. MOUNTSEA_BASE_URL, if set, is the API's URL.
 """
@@ -13,13 +13,15 @@ import logging
 import math
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from litestar import Litestar, Request, Response, get
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
+from litestar.exceptions import ValidationException
 from litestar.params import FromPath, QueryParameter
-from litestar.response import ServerSentEvent, ServerSentEventMessage
+from litestar.response import File, ServerSentEvent, ServerSentEventMessage
 from litestar.serialization import encode_json
 
 from xai_tasks import (
@@ -28,11 +30,14 @@ from xai_tasks import (
     ClientClosedError,
     InvalidTaskIdError,
     NotFoundError,
+    PollPolicy,
     RateLimitError,
     TaskClient,
     TaskResult,
+    Update,
     WaitTimeoutError,
     XaiTasksError,
+    wait_adaptive,
 )
 
 T = TypeVar("T")
@@ -40,13 +45,21 @@ T = TypeVar("T")
 HEARTBEAT = 15.0
 """Seconds of silence after which a stream sends a comment, so that no proxy cuts it as idle."""
 
+POLLING = wait_adaptive()
+"""Learns how long tasks take; the page shows its estimate of the time left."""
+
+MAX_IDS = 100
+"""Ids in one stream: they are in its URL, and servers and proxies accept about 8 KB of that."""
+
+PAGE = Path(__file__).with_name("live_page.html")
+
 logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
 async def lifespan(app: Litestar) -> AsyncIterator[None]:
     """Make one client for the process: all requests share its polls, connections and rate limit."""
-    async with TaskClient() as client:
+    async with TaskClient(poll=PollPolicy(wait=POLLING)) as client:
         app.state.client = client
         yield
 
@@ -59,11 +72,16 @@ def task_client(state: State) -> TaskClient:
 Client = NamedDependency[TaskClient]
 
 
+@get("/")
+async def page() -> File:
+    return File(PAGE, media_type="text/html", content_disposition_type="inline")
+
+
 # Litestar decodes the path before it splits it: an id with a slash matches no route.
 @get("/tasks/{task_id:str}")
 async def get_task(task_id: FromPath[str], client: Client) -> dict[str, Any]:
     """Return the task as it is now."""
-    return as_json(task_id, await client.get(task_id))
+    return (await client.get(task_id)).to_dict()
 
 
 @get("/tasks/{task_id:str}/wait")
@@ -79,51 +97,67 @@ async def wait(
     """
     waiting = client.wait(task_id, timeout=timeout, check=False)
     try:
-        return Response(as_json(task_id, await unless_gone(request, waiting)))
+        return Response((await unless_gone(request, waiting)).to_dict())
     except WaitTimeoutError as error:
         if error.last is None:
             raise
-        return Response(as_json(task_id, error.last), status_code=202)
+        return Response(error.last.to_dict(), status_code=202)
 
 
-@get("/tasks/{task_id:str}/events")
-async def events(task_id: FromPath[str], client: Client) -> ServerSentEvent:
-    """Send each change of the task's status until it ends."""
-    return ServerSentEvent(changes(client, task_id))
+@get("/events")
+async def events(
+    client: Client,
+    ids: Annotated[list[str], QueryParameter(name="id", min_items=1, max_items=MAX_IDS)],
+) -> ServerSentEvent:
+    """Send the changes of all tasks in `?id=...&id=...` until all have ended.
+
+    One stream for many, because a browser opens at most six connections to a server.
+    """
+    if "" in ids:
+        raise ValidationException("an id is empty")
+    return ServerSentEvent(updates(client, list(dict.fromkeys(ids))))
 
 
-async def changes(client: TaskClient, task_id: str) -> AsyncIterator[ServerSentEventMessage]:
+async def updates(client: TaskClient, task_ids: list[str]) -> AsyncIterator[ServerSentEventMessage]:
+    running: dict[str, TaskResult] = {}
     try:
-        async with client.watch(task_id, timeout=None) as watch:
+        async with client.watch_all(task_ids, timeout=None) as stream:
             while True:
                 try:
                     async with asyncio.timeout(HEARTBEAT):
-                        task = await anext(watch, None)
-                except TimeoutError as error:
-                    if isinstance(error, XaiTasksError):  # an APITimeoutError is a TimeoutError too
-                        raise
+                        update = await anext(stream, None)
+                except TimeoutError:
                     yield ServerSentEventMessage(comment="nothing new", data=None)
                     continue
-                if task is None:
-                    return
-                yield event("task", as_json(task_id, task))
-    except XaiTasksError as error:
-        status, detail = problem(error)
-        yield event("problem", {"taskId": task_id, "status": status, "detail": detail})
+                if update is None or isinstance(update.error, ClientClosedError):
+                    return  # all have ended, or the server stops: the page connects again
+                yield event("update", as_event(update, running))
+    except XaiTasksError as error:  # the key was refused
+        yield event("problem", {"detail": problem(error)[1]})
 
 
 def event(name: str, data: dict[str, Any]) -> ServerSentEventMessage:
     return ServerSentEventMessage(event=name, data=encode_json(data))
 
 
-def as_json(task_id: str, task: TaskResult) -> dict[str, Any]:
+def as_event(update: Update, running: dict[str, TaskResult]) -> dict[str, Any]:
+    """Build what the page is sent. The errors' own messages are for the log, not for a browser.
+
+    Args:
+        update: what has changed.
+        running: the stream's tasks that have not ended; they change with the update.
+
+    """
+    running.pop(update.task_id, None)
+    if update.task is not None and not update.final:
+        running[update.task_id] = update.task
+    left = {task_id: POLLING.remaining(task) for task_id, task in running.items()}
     return {
-        "taskId": task_id,
-        "status": task.status,
-        "done": task.done,
-        "result": task.result,
-        "errorMessage": task.error_message,
-        "errorCode": task.error_code,
+        "taskId": update.task_id,
+        "final": update.final,
+        "task": update.task and update.task.to_dict(),
+        "problem": None if update.error is None else problem(update.error)[1],
+        "remaining": {task_id: time.total_seconds() for task_id, time in left.items() if time},
     }
 
 
@@ -183,7 +217,7 @@ def on_hang_up(request: Request[Any, Any, Any], error: HungUpError) -> Response[
 
 
 app = Litestar(
-    route_handlers=[get_task, wait, events],
+    route_handlers=[page, get_task, wait, events],
     dependencies={"client": Provide(task_client, sync_to_thread=False)},
     exception_handlers={XaiTasksError: on_error, HungUpError: on_hang_up},
     lifespan=[lifespan],

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from taskiq import Context, TaskiqDepends, TaskiqEvents, TaskiqState
 from taskiq_redis import RedisStreamBroker
 
-from xai_tasks import ClientClosedError, Outcome, TaskClient, WaitTimeoutError
+from xai_tasks import ClientClosedError, TaskClient, WaitTimeoutError
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")
 SLICE = float(os.environ.get("WAIT_SLICE", "60"))
@@ -82,14 +82,8 @@ async def wait(
                 raise outcome.error
             if isinstance(outcome.error, WaitTimeoutError) and time.time() < deadline:
                 continue
-            await redis.hsetnx(RESULTS, outcome.task_id, as_json(outcome))
+            await redis.hsetnx(RESULTS, outcome.task_id, json.dumps(outcome.to_dict()))
             waiting.discard(outcome.task_id)
     if waiting:
         await wait.kiq(sorted(waiting), deadline)
     await context.ack()
-
-
-def as_json(outcome: Outcome) -> str:
-    """Return what is kept of an outcome."""
-    task = None if outcome.task is None else dict(outcome.task.raw)
-    return json.dumps({"task": task, "error": None if outcome.ok else str(outcome.error)})

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -17,13 +18,14 @@ from aiohttp import web
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+from xai_tasks import TaskResult
 from xai_tasks.testing import TaskServer
 
 DOCS = Path(__file__).parent.parent
 PICTURE = DOCS / "_static" / "live-page.png"
 sys.path.insert(0, str(DOCS / "examples"))
 
-from aiohttp_app import make_app  # noqa: E402 -- a file of the examples
+from aiohttp_app import POLLING, make_app  # noqa: E402 -- a file of the examples
 
 HOST = "https://cdn.example.com"
 IDS = [f"{n * 0x9E3779B1 % 2**32:08x}-grok" for n in range(1, 13)]
@@ -45,6 +47,14 @@ def add_tasks(server: TaskServer) -> None:
     for task_id in IDS[9:11]:
         server.add(task_id, "pending", result={})
     # The last id is unknown to the server.
+
+
+def learn() -> None:
+    """Let the page know how long tasks take, so that it can estimate the time left."""
+    created = datetime.now(UTC)
+    for seconds in range(50, 70):
+        finished = created + timedelta(seconds=seconds)
+        POLLING.observe(TaskResult("x", "completed", created_at=created, finished_at=finished))
 
 
 def take(url: str) -> None:
@@ -82,6 +92,7 @@ def take(url: str) -> None:
 
 async def main() -> None:
     async with TaskServer() as server:
+        learn()
         add_tasks(server)
         os.environ.update(MOUNTSEA_API_KEY="test", MOUNTSEA_BASE_URL=server.url)
         runner = web.AppRunner(make_app(), handler_cancellation=True)

@@ -55,7 +55,7 @@ async def serving(name, port=0, max_outage=300.0):
     module = load(name)
     app = App(name, module, None)
 
-    def client():
+    def client(**options):
         app.clients.append(
             TaskClient(
                 poll=PollPolicy(wait=wait_fixed(INTERVAL), max_outage=max_outage),

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from urllib.parse import quote
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import pytest
-from example_apps import INTERVAL, KEY, NAMES, read_events, serving, until
+from example_apps import EXAMPLES, INTERVAL, KEY, NAMES, read_events, serving, until
 from yarl import URL
 
+from xai_tasks import TaskResult
 from xai_tasks.testing import Fault, TaskServer
+
+MINUTE = timedelta(minutes=1)
+PAGE = EXAMPLES / "live_page.html"
 
 
 @pytest.fixture
@@ -48,6 +53,11 @@ def path(task_id, rest=""):
     return URL(f"/tasks/{quote(task_id, safe='')}{rest}", encoded=True)
 
 
+def events_of(*ids):
+    query = urlencode([("id", task_id) for task_id in ids])
+    return URL(f"/events?{query}", encoded=True)
+
+
 async def get(browser, url):
     async with browser.get(url) as answer:
         return answer.status, await answer.json()
@@ -59,14 +69,7 @@ async def test_one_look_tells_how_the_task_stands(server, browser):
     status, task = await get(browser, path("a"))
 
     assert status == 200
-    assert task == {
-        "taskId": "a",
-        "status": "processing",
-        "done": False,
-        "result": None,
-        "errorMessage": None,
-        "errorCode": None,
-    }
+    assert (task["taskId"], task["status"]) == ("a", "processing")
     assert server.count() == 1
 
 
@@ -79,11 +82,10 @@ async def test_ids_may_hold_any_character(server, browser):
 
     looks = [(await get(browser, path(task_id)))[1] for task_id in IDS]
     waits = [(await get(browser, path(task_id, "/wait")))[1] for task_id in IDS]
-    streamed = []
-    for task_id in IDS:
-        async with browser.get(path(task_id, "/events")) as answer:
-            streamed += [data async for _, data in read_events(answer)]
+    async with browser.get(events_of(*IDS)) as answer:
+        streamed = [data["task"] async for _, data in read_events(answer)]
 
+    streamed.sort(key=lambda task: IDS.index(task["taskId"]))
     for tasks in (looks, waits, streamed):
         assert [task.get("taskId") for task in tasks] == IDS
         assert [task.get("result") for task in tasks] == [f"of {task_id}" for task_id in IDS]
@@ -111,7 +113,7 @@ async def test_a_long_poll_answers_as_the_task_ends(server, browser):
 
     status, task = await get(browser, path("a", "/wait?timeout=20"))
 
-    assert (status, task["status"], task["done"]) == (200, "completed", True)
+    assert (status, task["status"]) == (200, "completed")
     assert task["result"] == {"videoUrl": "https://example.com/a.mp4"}
 
 
@@ -120,7 +122,7 @@ async def test_a_long_poll_of_a_task_that_failed_tells_why(server, browser):
 
     status, task = await get(browser, path("a", "/wait"))
 
-    assert (status, task["status"], task["done"]) == (200, "failed", True)
+    assert (status, task["status"]) == (200, "failed")
     assert (task["errorMessage"], task["errorCode"]) == ("the prompt was refused", 40001)
 
 
@@ -129,7 +131,7 @@ async def test_a_long_poll_whose_time_runs_out_tells_the_last_status(server, app
 
     status, task = await get(browser, path("a", "/wait?timeout=0.3"))
 
-    assert (status, task["status"], task["done"]) == (202, "processing", False)
+    assert (status, task["status"]) == (202, "processing")
     assert app.client.stats.waiting == 0
 
 
@@ -158,46 +160,102 @@ async def test_a_timeout_out_of_range_is_refused(server, app, browser):
 async def test_events_are_the_changes_of_status_up_to_the_end(server, browser):
     server.add("a", [("pending", 0.3), ("processing", 0.3)], result={"text": "line\nline\r\u2028"})
 
-    async with browser.get(path("a", "/events")) as answer:
+    async with browser.get(events_of("a")) as answer:
         assert answer.status == 200
         assert answer.content_type == "text/event-stream"
         assert answer.headers["Cache-Control"] == "no-cache"
         assert answer.headers["X-Accel-Buffering"] == "no"
         seen = [event async for event in read_events(answer)]
 
-    assert [name for name, _ in seen] == ["task"] * 3
-    assert [data["status"] for _, data in seen] == ["pending", "processing", "completed"]
-    assert seen[-1][1]["result"] == {"text": "line\nline\r\u2028"}
+    assert [name for name, _ in seen] == ["update"] * 3
+    tasks = [data["task"] for _, data in seen]
+    assert [task["status"] for task in tasks] == ["pending", "processing", "completed"]
+    assert [data["final"] for _, data in seen] == [False, False, True]
+    assert tasks[-1]["result"] == {"text": "line\nline\r\u2028"}
 
 
 async def test_events_come_while_the_task_goes_on(server, browser):
     server.add("a", ["pending", "processing"], result=1)
 
-    async with browser.get(path("a", "/events")) as answer:
+    async with browser.get(events_of("a")) as answer:
         events = read_events(answer)
         for status in ("pending", "processing", "completed"):
-            assert (await anext(events))[1]["status"] == status
+            assert (await anext(events))[1]["task"]["status"] == status
             if status != "completed":
                 server.advance("a")
         assert await anext(events, None) is None
 
 
 async def test_events_that_end_in_an_error_say_so_in_an_event(server, browser):
-    async with browser.get(path("unknown", "/events")) as answer:
+    async with browser.get(events_of("unknown")) as answer:
         assert answer.status == 200
         seen = [event async for event in read_events(answer)]
 
-    assert seen == [
-        ("problem", {"taskId": "unknown", "status": 404, "detail": "there is no such task"})
-    ]
+    assert seen == [("update", final("unknown", "there is no such task"))]
+
+
+def final(task_id, problem):
+    return {
+        "taskId": task_id,
+        "final": True,
+        "task": None,
+        "problem": problem,
+        "remaining": {},
+    }
+
+
+async def test_a_refused_key_ends_the_stream_with_a_problem(server, browser):
+    server.add("a", "processing", result=1)
+    server.fault("a", Fault.status(401, body=SPEAKING))
+
+    async with browser.get(events_of("a", "b")) as answer:
+        seen = [event async for event in read_events(answer)]
+
+    detail = "the task service cannot be used at the moment"
+    assert seen[-1] == ("problem", {"detail": detail})
+
+
+async def test_a_stream_names_one_to_a_hundred_ids(server, app, browser):
+    for ids in ([], [""], ["a", ""], [f"a{n}" for n in range(101)]):
+        async with browser.get(events_of(*ids)) as answer:
+            assert answer.status == (400 if app.name == "litestar" else 422)
+
+    assert server.count() == 0
+
+
+async def test_events_estimate_the_time_left(server, app, browser):
+    now = datetime.now(UTC)
+    for _ in range(10):
+        app.module.POLLING.observe(
+            TaskResult("x", "completed", created_at=now, finished_at=now + MINUTE)
+        )
+    server.add("a", "processing", result=1)
+
+    async with browser.get(events_of("a")) as answer:
+        _, running = await anext(read_events(answer))
+        server.advance("a")
+        _, ended = await anext(read_events(answer))
+
+    assert running["remaining"] == {"a": pytest.approx(60, abs=5)}
+    assert ended["remaining"] == {}
+
+
+async def test_every_app_serves_the_page(browser):
+    async with browser.get("/") as answer:
+        assert answer.content_type == "text/html"
+        assert (
+            "Content-Disposition" not in answer.headers
+            or "inline" in answer.headers["Content-Disposition"]
+        )
+        assert await answer.text() == PAGE.read_text()
 
 
 async def test_events_outlive_a_bad_moment_of_the_task_service(server, browser):
     server.add("a", [("processing", 0.3)], result=1)
     server.fault("a", Fault.status(503), Fault.garbage(), Fault.reset())
 
-    async with browser.get(path("a", "/events")) as answer:
-        seen = [data["status"] async for _, data in read_events(answer)]
+    async with browser.get(events_of("a")) as answer:
+        seen = [data["task"]["status"] async for _, data in read_events(answer)]
 
     assert seen[-1] == "completed"
     assert server.faults_left == []
@@ -208,11 +266,11 @@ async def test_events_end_once_the_task_service_has_been_away_for_too_long(serve
     server.add("a", "processing", result=1)
     server.fault("a", Fault.stall())
     async with serving(name, max_outage=0) as app, aiohttp.ClientSession(app.url) as browser:
-        async with browser.get(path("a", "/events")) as answer:
+        async with browser.get(events_of("a")) as answer:
             seen = [event async for event in read_events(answer)]
 
     detail = "the task service did not answer in time"
-    assert seen == [("problem", {"taskId": "a", "status": 504, "detail": detail})]
+    assert seen == [("update", final("a", detail))]
 
 
 async def test_a_silent_stream_sends_comments(server, app, browser, monkeypatch):
@@ -223,10 +281,10 @@ async def test_a_silent_stream_sends_comments(server, app, browser, monkeypatch)
     server.add("a", "processing", result=1)
 
     statuses, comments = [], 0
-    async with browser.get(path("a", "/events")) as answer:
+    async with browser.get(events_of("a")) as answer:
         async for name, data in read_events(answer):
             if name is not None:
-                statuses.append(data["status"])
+                statuses.append(data["task"]["status"])
                 continue
             comments += 1
             if comments == 3:
@@ -314,7 +372,7 @@ async def test_who_hangs_up_gives_up_a_wait_and_only_its_own(server, app, browse
 async def test_who_leaves_a_stream_gives_up_a_wait_and_only_its_own(server, app, browser):
     server.add("a", "processing", result=1)
     server.add("b", "processing", result=1)
-    streams = [await browser.get(path(task_id, "/events")) for task_id in ("a", "a", "b")]
+    streams = [await browser.get(events_of(task_id)) for task_id in ("a", "a", "b")]
     for stream in streams:
         await anext(read_events(stream))
     leaver, stayer, loner = streams
@@ -327,14 +385,14 @@ async def test_who_leaves_a_stream_gives_up_a_wait_and_only_its_own(server, app,
     assert server.count("b") == polled
     server.advance("a")
 
-    assert [data["status"] async for _, data in read_events(stayer)] == ["completed"]
+    assert [data["task"]["status"] async for _, data in read_events(stayer)] == ["completed"]
 
 
 async def test_a_hundred_clients_that_hang_up_at_once_leave_nothing(server, app, browser):
     ids = [server.add(f"a{n}", "processing", result=1) for n in range(10)]
     tasks = len(asyncio.all_tasks())
     polls = [asyncio.create_task(get(browser, path(i, "/wait?timeout=20"))) for i in ids * 5]
-    streams = [await browser.get(path(i, "/events")) for i in ids * 5]
+    streams = [await browser.get(events_of(i)) for i in ids * 5]
     await until(lambda: app.client.stats.waiting == 10)
 
     for poll in polls:
@@ -356,7 +414,7 @@ async def test_an_app_that_stops_ends_open_streams_and_long_polls(server, name):
             poll = asyncio.create_task(
                 session.get(URL(app.url).join(path("a", "/wait?timeout=60")))
             )
-            stream = await session.get(URL(app.url).join(path("a", "/events")))
+            stream = await session.get(URL(app.url).join(events_of("a")))
             events = read_events(stream)
             await anext(events)
             await until(lambda: app.client.stats.waiting == 1)
@@ -364,6 +422,7 @@ async def test_an_app_that_stops_ends_open_streams_and_long_polls(server, name):
         took = asyncio.get_running_loop().time() - began
         with contextlib.suppress(aiohttp.ClientError):
             assert await anext(events, None) is None
+        stream.close()
         with contextlib.suppress(aiohttp.ClientError):
             assert (await poll).status in (500, 503)
 

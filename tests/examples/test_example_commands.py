@@ -47,10 +47,8 @@ def test_a_copy_in_an_empty_folder_runs_by_the_command_it_states(tmp_path, name)
     example = EXAMPLES / f"{name}_app.py"
     head = example.read_text().split('"""')[1]
     files, command = re.search(r"^Beside (.*?): +(.+)$", head, re.MULTILINE).groups()
-    for file in {
-        "this file": [example],
-        "this file and live_page.html": [example, EXAMPLES / "live_page.html"],
-    }[files]:
+    assert files == "this file and live_page.html"
+    for file in (example, EXAMPLES / "live_page.html"):
         shutil.copy(file, tmp_path)
     port, log = free_port(), tmp_path / "log"
 
@@ -69,8 +67,8 @@ def test_a_copy_in_an_empty_folder_runs_by_the_command_it_states(tmp_path, name)
         try:
             look = json.loads(ask(port, "/tasks/a", process))
             waited = json.loads(ask(port, "/tasks/a/wait", process))
-            events = ask(port, "/tasks/a/events", process)
-            page = ask(port, "/", process) if name == "aiohttp" else ""
+            events = ask(port, "/events?id=a", process)
+            page = ask(port, "/", process)
             process.send_signal(signal.SIGTERM)
             ended = process.wait(20)
         finally:
@@ -79,11 +77,36 @@ def test_a_copy_in_an_empty_folder_runs_by_the_command_it_states(tmp_path, name)
 
     assert look == waited
     assert look["result"] == {"videoUrl": "https://example.com/a.mp4"}
-    assert "event: task" in events
-    assert page == ((EXAMPLES / "live_page.html").read_text() if name == "aiohttp" else "")
+    assert "event: update" in events
+    assert page == (EXAMPLES / "live_page.html").read_text()
     assert ended in (0, -signal.SIGTERM)
     assert "Traceback" not in log.read_text()
     assert KEY not in log.read_text()
+
+
+def test_the_demo_shows_tasks_without_a_key(tmp_path):
+    for name in ("live_page_demo.py", "aiohttp_app.py", "live_page.html"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    port = free_port()
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MOUNTSEA_")}
+    process = subprocess.Popen(
+        [sys.executable, "live_page_demo.py"],
+        cwd=tmp_path,
+        env=env | {"PORT": port, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        url, _, query = process.stdout.readline().removeprefix("Open ").strip().partition("/#")
+        assert url == f"http://127.0.0.1:{port}"
+        assert len(query.split("&")) == 20
+        assert "the prompt was refused" in ask(port, "/tasks/refused", process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def test_the_aiohttp_example_has_handlers_cancelled_whose_clients_have_gone(monkeypatch):

@@ -73,10 +73,10 @@ async def test_events_come_at_once_and_silence_does_not_cut_the_stream(server, b
     server.add("a", ["pending", "processing"], result=1)
 
     statuses, comments = [], 0
-    async with asyncio.timeout(20), browser.get("/tasks/a/events") as answer:
+    async with asyncio.timeout(20), browser.get("/events?id=a") as answer:
         async for name, data in read_events(answer):
             if name is not None:
-                statuses.append(data["status"])
+                statuses.append(data["task"]["status"])
                 continue
             comments += 1
             # Two seconds of silence, then a change; it is seen before the next one is made.
@@ -89,7 +89,7 @@ async def test_events_come_at_once_and_silence_does_not_cut_the_stream(server, b
 async def test_a_client_that_hangs_up_on_nginx_gives_up_its_wait(server, app, browser):
     server.add("a", "pending", result=1)
     server.add("b", "pending", result=1)
-    stream = await browser.get("/tasks/a/events")
+    stream = await browser.get("/events?id=a")
     poll = asyncio.create_task(browser.get("/tasks/b/wait?timeout=30"))
     await until(lambda: app.client.stats.waiting == 2)
 

@@ -155,11 +155,11 @@ async def test_a_wait_goes_on_from_slice_to_slice_and_gives_up_in_time(
     start_worker()
 
     assert (await result_of(redis, "slow"))["error"] is None
-    assert "no such model" in (await result_of(redis, "bad"))["error"]
-    assert "404" in (await result_of(redis, "unknown"))["error"]
+    assert "no such model" in (await result_of(redis, "bad"))["error"]["message"]
+    assert "404" in (await result_of(redis, "unknown"))["error"]["message"]
     given_up = await result_of(redis, "endless")
     assert given_up["task"] is None
-    assert "endless" in given_up["error"]
+    assert "endless" in given_up["error"]["message"]
 
 
 async def test_a_refused_key_loses_no_wait(recipe, redis, server, start_worker, monkeypatch):
