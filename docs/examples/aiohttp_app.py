@@ -107,7 +107,7 @@ async def wait(request: web.Request) -> web.StreamResponse:
 
 @routes.get("/events")
 async def events(request: web.Request) -> web.StreamResponse:
-    """Send the changes of all tasks in `?id=...&id=...` as server-sent events, until all have ended.
+    """Send the changes of all tasks in `?id=...&id=...` until all have ended.
 
     One stream for many, because a browser opens at most six connections to a server. aiohttp
     cancels this handler if the client leaves.
