@@ -8,39 +8,10 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from xai_tasks.testing._http import Reply, refusal
+from xai_tasks.testing._rate_limits import Headers, RateLimit
 
 TASKS = "/xai/tasks"
 _PLAIN = f"{TASKS}?taskId="
-
-
-class TokenBucket:
-    """A rate limit: `burst` requests at once, and `rate` per second over time.
-
-    Args:
-        rate: tokens added per second.
-        burst: the capacity, in tokens; the bucket starts full.
-        now: the clock, in seconds.
-        retry_after: the `Retry-After` of the refusals; None: they have none.
-
-    """
-
-    __slots__ = ("_at", "_burst", "_rate", "_tokens", "retry_after")
-
-    def __init__(self, rate: float, burst: int, now: float, retry_after: str | None) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._tokens = float(burst)
-        self._at = now
-        self.retry_after = retry_after
-
-    def take(self, now: float) -> bool:
-        """Take a token at `now`; return whether there was one."""
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-        self._at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 class RequestChecks:
@@ -54,21 +25,21 @@ class RequestChecks:
 
     """
 
-    __slots__ = ("_buckets", "_methods", "api_key")
+    __slots__ = ("_limits", "_methods", "api_key")
 
     def __init__(self, api_key: str | Collection[str] | None, methods: Mapping[str, str]) -> None:
         self.api_key = api_key
         self._methods = methods
-        self._buckets: dict[str, TokenBucket] = {}
+        self._limits: dict[str, RateLimit] = {}
 
-    def limit(self, bucket: Callable[[], TokenBucket] | None) -> None:
-        """Limit each route by a bucket of its own; None: no limit."""
-        self._buckets = {} if bucket is None else {path: bucket() for path in self._methods}
+    def limit(self, make: Callable[[], RateLimit] | None) -> None:
+        """Limit each route by a limit of its own; None: no limit."""
+        self._limits = {} if make is None else {path: make() for path in self._methods}
 
     def refuse(
         self, request: web.BaseRequest, path: str, task_id: str | None, now: float
-    ) -> Reply | None:
-        """Return the answer to a request that is refused, None for one that is accepted."""
+    ) -> Reply | Headers:
+        """Return the answer to a request that is refused; for others, headers for their answer."""
         method = self._methods.get(path)
         if method is None:
             return refusal(404, f"Cannot {request.method} {request.raw_path}")
@@ -76,11 +47,11 @@ class RequestChecks:
             return refusal(405, f"Cannot {request.method} {path}", [("Allow", method)])
         if not self._has_key(request):
             return refusal(401, "Unauthorized", [("WWW-Authenticate", "Bearer")])
-        bucket = self._buckets.get(path)
-        if bucket is not None and not bucket.take(now):
-            when = [] if bucket.retry_after is None else [("Retry-After", bucket.retry_after)]
-            return refusal(429, "Too many requests", when, task_id)
-        return None
+        limit = self._limits.get(path)
+        if limit is None:
+            return []
+        accepted, headers = limit.take(now)
+        return headers if accepted else limit.refuse(headers, task_id)
 
     def _has_key(self, request: web.BaseRequest) -> bool:
         if self.api_key is None:

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
 from aiohttp import web
+from attrs import evolve
 
-from xai_tasks.testing._checks import TASKS, RequestChecks, TokenBucket, requested_id
+from xai_tasks.testing._checks import TASKS, RequestChecks, requested_id
 from xai_tasks.testing._durations import Duration, constant
 from xai_tasks.testing._faults import Fault, FaultBook, Wire
 from xai_tasks.testing._files import FILES, FileBook
@@ -22,6 +23,7 @@ from xai_tasks.testing._http import HANG_UP, KEEP_ALIVE, Reply, refusal, send
 from xai_tasks.testing._lifecycle import Ending, Lifecycle, Step, ending_of, steps_of
 from xai_tasks.testing._listener import Listener, loop_in_thread
 from xai_tasks.testing._log import RequestLog, RequestRecord
+from xai_tasks.testing._rate_limits import LimitStyle, limit_factory
 from xai_tasks.testing._submissions import RESULTS, Submissions, read_body
 from xai_tasks.testing._tasks import MadeUpTasks, TaskBook
 
@@ -59,7 +61,7 @@ class TaskServer:
       404 and 429 also have a `traceId`, 401 a `WWW-Authenticate: Bearer`, 405 (a wrong method) an
       `Allow`.
     - No key or a wrong one: 401. No `taskId`: 422. An unknown or empty one, or another path: 404.
-    - Over the limit: 429, with the `Retry-After` that `limit` was given.
+    - Over the limit: what the style of `limit` says, a 429 with `Retry-After` by default.
     - A submission with a missing prompt or model, or a field of a wrong type: 400. Lengths and
       values of fields are not checked. An accepted one makes a task as `accept` was told.
     - A completed task shows `result`, null if it has none. A failed, cancelled or timed out one
@@ -430,20 +432,37 @@ class TaskServer:
         burst: int = 1,
         *,
         retry_after: float | str | None = 1.0,
+        style: LimitStyle = "bucket",
+        name: str = "",
     ) -> None:
-        """Limit the rate of requests on each route by a token bucket; those over it get a 429.
+        """Limit the rate of requests on each route, as one of the servers that people use.
 
-        Polls, images and videos are counted apart.
+        Polls, images and videos are counted apart. The styles are:
+
+        - `bucket`: a token bucket; requests over it get a 429 with `retry_after`.
+        - `nginx`: the same bucket, as `limit_req` with `burst=<burst - 1> nodelay` answers: a 503
+          with an HTML page and no `Retry-After`.
+        - `nestjs`: @nestjs/throttler 6. `burst` requests in any `burst / rate` seconds, and blocked
+          for as long after a refusal; `X-RateLimit-Remaining` on answers, `Retry-After` on a 429.
+        - `draft-6`, `draft-7`, `draft-8`: express-rate-limit with those headers. `burst` requests
+          in each window of `burst / rate` seconds.
+
+        As in::
+
+            server.limit(10, burst=100, style="nestjs", name="long")  # 100 in 10 s
 
         Args:
             rate: requests per second over time, > 0; None: no limit.
             burst: requests accepted at once, >= 1.
-            retry_after: the `Retry-After` of a 429: seconds, or a string such as an HTTP date, sent
-                as it is; None: no such header.
+            retry_after: for the style `bucket`, the `Retry-After` of a 429: seconds, or a string
+                such as an HTTP date, sent as it is; None: no such header.
+            style: which server to answer as.
+            name: for the style `nestjs`, a named throttler, whose headers all end in the name.
 
         Raises:
             RuntimeError: the server was never started, so there is no clock yet.
-            ValueError: the rate or the burst is out of range.
+            ValueError: the rate or the burst is out of range, there is no such style, or it has no
+                names.
 
         """
         if rate is None:
@@ -452,8 +471,7 @@ class TaskServer:
         if not (rate > 0 and burst >= 1):
             raise ValueError(f"need rate > 0 and burst >= 1, not {rate!r} and {burst!r}")
         header = retry_after if isinstance(retry_after, str | None) else f"{retry_after:g}"
-        now = self._now()
-        self._checks.limit(lambda: TokenBucket(rate, burst, now, header))
+        self._checks.limit(limit_factory(rate, burst, self._now(), header, style, name))
 
     @property
     def requests(self) -> list[RequestRecord]:
@@ -530,8 +548,13 @@ class TaskServer:
     ) -> Reply:
         if path.startswith(FILES):
             return self._files.reply(request, path)
-        if (refused := self._checks.refuse(request, path, task_id, now)) is not None:
+        refused = self._checks.refuse(request, path, task_id, now)
+        if isinstance(refused, Reply):
             return refused
+        reply = self._answer(path, task_id, body, now)
+        return evolve(reply, headers=(*reply.headers, *refused)) if refused else reply
+
+    def _answer(self, path: str, task_id: str | None, body: bytes, now: float) -> Reply:
         if path in RESULTS:
             return self._submissions.submit(path, body, now)
         if task_id is None:
