@@ -43,7 +43,8 @@ class Deadlines:
     def add(self, subscriber: Subscriber) -> None:
         """Time out a wait at its deadline, if it has one."""
         if subscriber.deadline < NEVER:
-            subscriber.due = self._schedule.add(subscriber, subscriber.deadline)
+            due = self._schedule.add(subscriber, subscriber.deadline)
+            subscriber.due = subscriber.deadline = due
 
     def remove(self, subscriber: Subscriber) -> None:
         """Undo `add`."""

@@ -92,7 +92,7 @@ class Entry:
         """A single one is held without a dict; None once nobody waits any more."""
         self.polls: int = 0
         self.sent_at: float | None = None
-        """When the last request was sent, or the last poll was; None if there was none."""
+        """When the last request was sent, or answered; None if none was sent."""
         self.owed: int = 0
         """Polls to wait for before waits that are overdue time out."""
         self.started: float = now

@@ -71,6 +71,9 @@ class BulkSubscriber(Subscriber):
         self.owner.on_end(self.index, task_id, task, error, first=not self.polled)
 
 
+_UNPACKED = b""
+"""Stands in for an entry that is not packed now: a dict whose keys come and go grows."""
+
 _ROW = struct.Struct("=IIQddd")  # owner, polls, index, due, started, polled at; then the body
 
 
@@ -86,11 +89,8 @@ class PackedEntries:
         self._owners: dict[int, BulkOwner] = {}
         self._serial = 0
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __contains__(self, task_id: str) -> bool:
-        return task_id in self._rows
+        return bool(self._rows.get(task_id))
 
     def register(self, owner: BulkOwner) -> None:
         """Add a stream, before its first id."""
@@ -118,15 +118,15 @@ class PackedEntries:
         self._rows[entry.task_id] = row
 
     def take(self, task_id: str, group: PolicyGroup | None = None) -> Entry | None:
-        """Unpack an entry and remove it; None if there is none, or none in `group`."""
+        """Unpack an entry; return None if there is none, or none in `group`."""
         row = self._rows.get(task_id)
-        if row is None:
+        if not row:
             return None
         number, polls, index, due, started, polled_at = _ROW.unpack_from(row)
         owner = self._owners[number]
         if group is not None and owner.group is not group:
             return None
-        del self._rows[task_id]
+        self._rows[task_id] = _UNPACKED
         entry = Entry(task_id, owner.group, started)
         entry.polls = polls
         entry.polled_at = polled_at
@@ -136,6 +136,11 @@ class PackedEntries:
         if len(row) > _ROW.size:
             entry.body = row[_ROW.size :]
         return entry
+
+    def forget(self, task_id: str) -> None:
+        """Remove what stands in for an entry that has ended."""
+        if self._rows.get(task_id) == _UNPACKED:
+            del self._rows[task_id]
 
 
 _BLOCK = 256

@@ -262,7 +262,7 @@ class Poller:
         """End the wait, or let the wait strategy decide when the next poll is."""
         # Since the last poll; longer than the strategy said if a worker or the rate was waited for.
         gap = now - entry.polled_at if entry.polls else 0.0
-        entry.polled_at = now
+        entry.polled_at = entry.sent_at = now
         entry.polls += 1
         self._counters.polls += 1
         try:
@@ -313,7 +313,7 @@ class Poller:
             else:
                 self._deadlines.end_overdue(entry, now)
         if entry.subscribers is not None:
-            self._rotation.schedule(entry, now + seconds)
+            self._rotation.schedule(entry, now, seconds)
 
     def _end(self, entry: Entry, task: TaskResult | None, error: BaseException | None) -> None:
         """End all waits for an entry."""

@@ -73,7 +73,7 @@ class Rotation:
         """Add an id that is due at once."""
         entry = group.entries[task_id] = Entry(task_id, group, now)
         self.waiting += 1
-        entry.due = self._first.add(entry, now)
+        entry.due = entry.started = self._first.add(entry, now)
         return entry
 
     def add_packed(self, task_id: str, owner: BulkOwner, index: int, now: float) -> bool:
@@ -98,8 +98,8 @@ class Rotation:
         """Take an entry that is due, one that has never been polled if there is any."""
         return self._taken(self._first.pop(now) or self._later.pop(now))
 
-    def schedule(self, entry: Entry, when: float) -> None:
-        """Schedule an entry that was in flight; it is packed if that is possible."""
+    def schedule(self, entry: Entry, now: float, delay: float = 0.0) -> None:
+        """Schedule an entry that was in flight, in `delay` seconds; it is packed if possible."""
         subscriber = entry.subscribers
         if (
             isinstance(subscriber, BulkSubscriber)
@@ -108,10 +108,10 @@ class Rotation:
             and entry.task_id not in self._packed
         ):
             del entry.group.entries[entry.task_id]
-            due = self._schedule_of(entry).add(entry.task_id, when)
+            due = self._schedule_of(entry).add(entry.task_id, now + delay, delay)
             self._packed.pack(entry, subscriber, due)
         else:
-            entry.due = self._schedule_of(entry).add(entry, when)
+            entry.due = self._schedule_of(entry).add(entry, now + delay, delay)
 
     def hasten(self, entry: Entry, now: float) -> None:
         """Make an entry due at once, if it is scheduled for later."""
@@ -129,6 +129,7 @@ class Rotation:
             self._schedule_of(entry).remove(entry, entry.due)
             entry.due = None
         del group.entries[entry.task_id]
+        self._packed.forget(entry.task_id)
         self.waiting -= 1
         self._prune(group)
         return True

@@ -14,7 +14,10 @@ _EXACT = 1000
 
 _TICK = 0.005
 """Seconds to which due times are rounded where there are more items, so that many share one bucket:
-an item then costs 45 bytes, and in a bucket of its own 400."""
+an item then costs 45 bytes, and in a bucket of its own 300."""
+
+_SLACK = 0.001
+"""The part of a delay by which an item may be late, if that is more than a tick."""
 
 
 class Schedule(Generic[T]):
@@ -28,7 +31,8 @@ class Schedule(Generic[T]):
 
     def __init__(self, *, early: bool = False) -> None:
         """Round due times up or, with `early`, down."""
-        self._buckets: dict[float, dict[T, None]] = {}
+        self._buckets: dict[float, tuple[float, dict[T, None]]] = {}
+        """Each with its time once more: its items share this one float, of 24 bytes."""
         self._heap: list[float] = []
         """The times of `_buckets`, and of some that have been emptied."""
         self._front: dict[T, None] = {}
@@ -40,30 +44,43 @@ class Schedule(Generic[T]):
     def __len__(self) -> int:
         return self._size
 
-    def add(self, item: T, when: float) -> float:
+    def add(self, item: T, when: float, delay: float = 0.0) -> float:
         """Schedule `item`, which must not be scheduled already.
+
+        Args:
+            item: what to schedule.
+            when: the time at which it is due.
+            delay: the seconds until then. The longer, the more `when` may be rounded.
 
         Returns:
             the time at which it is due, for `remove`.
 
         """
         if self._size >= _EXACT:
-            when = (math.floor if self._early else math.ceil)(when / _TICK) * _TICK
-        bucket = self._buckets.get(when)
-        if bucket is None:
-            self._buckets[when] = {item: None}
-            heapq.heappush(self._heap, when)
-        else:
-            bucket[item] = None
+            when = self._rounded(when, delay)
         self._size += 1
-        return when
+        found = self._buckets.get(when)
+        if found is None:
+            self._buckets[when] = (when, {item: None})
+            heapq.heappush(self._heap, when)
+            return when
+        due, bucket = found
+        bucket[item] = None
+        return due
+
+    def _rounded(self, when: float, delay: float) -> float:
+        tick = _TICK
+        if delay * _SLACK > _TICK:
+            # A power of two, so that ticks of different lengths coincide.
+            tick = math.ldexp(_TICK, math.frexp(delay * _SLACK / _TICK)[1] - 1)
+        return (math.floor if self._early else math.ceil)(when / tick) * tick
 
     def remove(self, item: T, due: float) -> None:
         """Remove `item`, which `add` said is due at `due`."""
         if due == self._front_due and item in self._front:
             del self._front[item]
         else:
-            bucket = self._buckets[due]
+            _, bucket = self._buckets[due]
             del bucket[item]
             if not bucket:
                 del self._buckets[due]
@@ -87,8 +104,11 @@ class Schedule(Generic[T]):
             due = self.next_time()
             if due > now or not self._buckets:
                 return None
-            bucket = self._buckets.pop(due)
+            _, bucket = self._buckets.pop(due)
             self._front = bucket if len(bucket) == 1 else dict.fromkeys(reversed(bucket))
             self._front_due = due
         self._size -= 1
-        return self._front.popitem()[0]
+        item = self._front.popitem()[0]
+        if not self._front:
+            self._front = {}  # an emptied dict keeps its size
+        return item
