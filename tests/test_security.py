@@ -40,6 +40,7 @@ from xai_tasks import (
     TaskClient,
     TaskError,
     TaskStatus,
+    VideoRequest,
     WaitTimeoutError,
     XaiTasksError,
 )
@@ -244,6 +245,36 @@ async def test_no_fault_of_a_request_shows_the_key(nothing_told, fault):
             await client.get("a")
 
     assert gives_away(everything(caught.value)) == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_no_fault_of_a_submission_shows_the_key(nothing_told, fault):
+    async with serving(FAULTS[fault]) as (_, client):
+        with pytest.raises(APIError) as caught:
+            await client.submit(VideoRequest("a cat"))
+
+    assert gives_away(everything(caught.value)) == []
+
+
+async def test_a_cancelled_submission_does_not_show_the_key(nothing_told):
+    async with serving(silence) as (server, client):
+        submitting = asyncio.ensure_future(client.submit(VideoRequest("a cat")))
+        await server.arrived.wait()
+        submitting.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await submitting
+
+    assert gives_away(everything(caught.value)) == []
+
+
+async def test_a_redirect_of_a_submission_is_not_followed(nothing_told):
+    async with RawServer(response(200, b'{"taskId": "a"}')) as other:
+        answer = response(307, b"", {"Location": f"{other.url}/xai/videos"})
+        async with serving(answer) as (server, client):
+            with pytest.raises(APIError):
+                await client.submit(VideoRequest("a cat"))
+
+    assert (len(server.requests), other.requests) == (1, [])
 
 
 @pytest.mark.parametrize("verb", VERBS[1:], ids=lambda verb: verb.__name__)
