@@ -33,15 +33,11 @@ MAX_BYTES = 2**20
 INTERVAL = 5.0
 MAX_OUTAGE = 60.0
 POLL = PollPolicy(wait=wait_fixed(INTERVAL), max_outage=MAX_OUTAGE, timeout=None)
+TIMEOUT = 120.0
+"""Seconds for waits that nothing but their timeout ends."""
+GRACE = POLL.not_found_grace
 MAX_RETRY_AFTER = 60.0
 """`RetryPolicy.max_retry_after` as it is by default."""
-
-PROBES = 8
-"""Probes of an outage of `MAX_OUTAGE` seconds: after 0.5, 1.5, 3.5, 7.5,
-15.5, 30.5, 45.5 and 60.5 s.
-"""
-UNTIL_OUTAGE = 10
-"""Failures in a row with which an outage begins."""
 
 
 @frozen
@@ -57,15 +53,13 @@ class Row:
     retried: bool = True
     """Whether `get` asks again at once."""
     outlived: bool = True
-    """Whether a wait goes on."""
+    """Whether a wait goes on after one."""
     resent: bool = False
-    """Whether aiohttp sends each GET a second time by itself, as it does when a
-    connection is lost before an answer.
-    """
+    """Whether aiohttp sends each GET twice: a connection is lost before an answer."""
     pause: float = 0.0
-    """Seconds for which the server silences the client."""
-    outage: bool = True
-    """Whether it counts towards an outage."""
+    """Seconds for which the server pauses the client."""
+    seconds: float = MAX_OUTAGE
+    """Seconds for which a wait goes on that meets nothing else; `TIMEOUT`: until its timeout."""
 
     @property
     def wire(self) -> int:
@@ -79,14 +73,11 @@ class Row:
 
     @property
     def most_of_wait(self) -> int:
-        """Requests that the server sees of one wait that meets nothing but this for
-        `MAX_OUTAGE` seconds, at most.
-        """
+        """Requests that the server sees of one wait that meets nothing but this, at most."""
         if self.error is None or not self.outlived:
             return len(self.faults)
-        if self.outage:
-            return self.wire * (UNTIL_OUTAGE + PROBES)
-        return (ATTEMPTS if self.retried else 1) * (2 + int(MAX_OUTAGE / INTERVAL))
+        polls = 2 + int(self.seconds / INTERVAL)
+        return self.wire * (ATTEMPTS if self.retried else 1) * polls
 
 
 def _final(what: str, fault: Fault, error: type[APIError]) -> Row:
@@ -101,9 +92,9 @@ def _transient(
     retried: bool = True,
     resent: bool = False,
     pause: float = 0.0,
-    outage: bool = True,
+    seconds: float = MAX_OUTAGE,
 ) -> Row:
-    return Row(what, (fault,), error, retried=retried, resent=resent, pause=pause, outage=outage)
+    return Row(what, (fault,), error, retried=retried, resent=resent, pause=pause, seconds=seconds)
 
 
 def _taken(what: str, *faults: Fault) -> Row:
@@ -127,32 +118,36 @@ STATUSES = (
         "403 with a page that is not JSON",
         Fault.status(403, {"Content-Type": "text/html"}, _HTML),
         PermissionDeniedError,
-        outage=False,
     ),
-    _final("404", Fault.status(404, body=b'{"detail": ["no such task"]}'), NotFoundError),
+    _transient(
+        "404",
+        Fault.status(404, body=b'{"detail": ["no such task"]}'),
+        NotFoundError,
+        retried=False,
+        seconds=GRACE,
+    ),
     _transient(
         "404 with a page that is not JSON",
         Fault.status(404, {"Content-Type": "text/plain"}, b"404 page not found\n"),
         NotFoundError,
-        outage=False,
     ),
     _transient("408", Fault.status(408), APIStatusError),
     _final("422", Fault.status(422), BadRequestError),
-    _transient("429", Fault.status(429), RateLimitError, outage=False),
+    _transient("429", Fault.status(429), RateLimitError, seconds=TIMEOUT),
     _transient(
         "429 with `Retry-After: 1`",
         Fault.status(429, {"Retry-After": "1"}),
         RateLimitError,
         pause=1.0,
-        outage=False,
+        seconds=TIMEOUT,
     ),
     _transient(
         "429 with `Retry-After: 3600`: longer than `max_retry_after`",
         Fault.status(429, {"Retry-After": "3600"}),
         RateLimitError,
         retried=False,
-        pause=MAX_RETRY_AFTER,
-        outage=False,
+        pause=3600.0,
+        seconds=TIMEOUT,
     ),
     _final("any other 4xx", Fault.status(418), APIStatusError),
     _transient("500", Fault.status(500), ServerError),

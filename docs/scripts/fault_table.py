@@ -18,7 +18,7 @@ sys.path.insert(0, str(DOCS.parent / "tests"))
 from fault_matrix import ANSWERS, CONNECTION, STATUSES, Row  # noqa: E402 -- a file of the tests
 
 TABLES = {"statuses": STATUSES, "connection": CONNECTION, "answers": ANSWERS}
-HEAD = ("what happens", "the error", "`get`", "requests", "a wait", "requests in a minute")
+HEAD = ("what happens", "the error", "`get`", "requests", "a wait", "requests until it ends")
 
 
 def table(rows: Iterable[Row]) -> str:
