@@ -11,12 +11,14 @@ from pathlib import Path
 
 import uvicorn
 from aiohttp import web
+from django.conf import empty, settings
+from django.urls import clear_url_caches
 from tenacity import stop_after_attempt, wait_fixed
 
 from xai_tasks import PollPolicy, RetryPolicy, TaskClient
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-NAMES = ("aiohttp", "fastapi", "litestar", "starlette")
+NAMES = ("aiohttp", "django", "fastapi", "litestar", "starlette")
 KEY = "made-up-key"
 INTERVAL = 0.05
 """Seconds between polls, where the examples themselves begin with 5."""
@@ -43,6 +45,9 @@ def load(name):
     spec = importlib.util.spec_from_file_location(f"{name}_app", EXAMPLES / f"{name}_app.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where Litestar looks its annotations up
+    if name == "django":  # its settings and routes are the process's
+        settings._wrapped = empty
+        clear_url_caches()
     spec.loader.exec_module(module)
     return module
 
@@ -86,7 +91,7 @@ async def _aiohttp(module, port):
 @contextlib.asynccontextmanager
 async def _uvicorn(module, port):
     config = uvicorn.Config(
-        module.app,
+        module.application if hasattr(module, "application") else module.app,
         port=port,
         ws="none",
         lifespan="on",
