@@ -23,6 +23,7 @@ PAGES = [
     TUTORIAL,
     DOCS / "how-to" / "overnight-jobs.md",
     DOCS / "how-to" / "prompts-to-videos.md",
+    DOCS / "how-to" / "save-the-results.md",
 ]
 STEP = re.compile(
     r"(?P<skip><!-- not run: .*? -->\n)?```sh\n(?P<code>.*?)```(?:\n\n```text\n(?P<out>.*?)```)?",

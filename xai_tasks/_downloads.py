@@ -175,7 +175,7 @@ class _Part:
         self.size, self.etag, self.total = os.fstat(self._descriptor).st_size, etag, total
 
     def begin(self, extension: str, etag: str | None, total: int | None, coding: str) -> None:
-        """Begin the file anew.
+        """Begin the file again, from its first byte.
 
         Args:
             extension: its extension.

@@ -51,7 +51,7 @@ class Files:
         return [str(file) for file in files]
 
     def on_record(self, record: dict[str, Any]) -> None:
-        """Note whether a task of an earlier run lacks files; a later record of it counts."""
+        """Record whether a task of an earlier run lacks files; its last record counts."""
         self._lines += 1
         if isinstance(record.get("taskId"), str):
             self._missing.pop(digest(record["taskId"]), None)

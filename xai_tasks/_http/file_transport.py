@@ -26,7 +26,7 @@ _MAX_REDIRECTS = 5
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 _ASCII = "".join(map(chr, range(0x21, 0x7F)))
-"""What may stand in a request as it is. Signatures break if any of it is encoded anew."""
+"""What may stand in a request as it is. Signatures break if any of it is encoded again."""
 
 
 class TransferError(Exception):

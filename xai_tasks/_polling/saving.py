@@ -68,7 +68,7 @@ class Saving:
         try:
             while self._queue:
                 self._deliver(await self._save(self._queue.popleft()))
-        except Exception as error:  # noqa: BLE001 -- goes to whoever reads the stream
+        except Exception as error:  # noqa: BLE001 -- the stream raises it
             if not self._cancelled:
                 self._fail(error)
         finally:
