@@ -21,7 +21,7 @@ from xai_tasks import (
     TaskStatus,
 )
 from xai_tasks._errors import status_error_class
-from xai_tasks._http.transport import Response
+from xai_tasks._http.transport import Accepted, Response
 from xai_tasks._models import decode_task
 
 ENDS = {status.value for status in TaskStatus} & {"completed", "failed", "cancelled", "timeout"}
@@ -209,7 +209,7 @@ class FakeTransport:
             await self._travel(None if asyncio.isfuture(sent.answer) else self.latency)
             if isinstance(sent.answer, Exception):
                 raise sent.answer
-            return sent.answer
+            return Accepted(sent.answer)
         except asyncio.CancelledError:
             sent.answer = "aborted"
             raise

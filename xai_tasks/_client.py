@@ -200,7 +200,7 @@ class TaskClient:
         self._fetcher = RetryingFetcher(
             self._transport, self._throttle, outage, credentials, retry, self._counters
         )
-        self._submissions = Throttle(max_concurrency, rate_limit)
+        self._submissions = Throttle(max_concurrency, rate_limit, retry.max_retry_after)
         self._submitter = Submitter(
             self._transport,
             self._submissions,

@@ -173,6 +173,19 @@ async def test_readable_answer_is_an_id(server, make, fault):
     assert server.count() == 1
 
 
+async def test_what_answers_say_is_left_is_heeded(server, make):
+    client = make(server.url)
+    headers = {"RateLimit": "limit=10, remaining=0, reset=1"}
+    server.fault("POST", Fault.status(200, headers, b'{"taskId": "a"}'))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    await client.submit(CAT)
+    await client.submit(CAT)
+
+    assert loop.time() - began >= 0.9
+
+
 async def test_429_is_made_again(server, make):
     client = make(server.url)
     server.fault("POST", *[Fault.status(429, {"Retry-After": "0"})] * 2)

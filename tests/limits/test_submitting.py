@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 
 import pytest
@@ -240,6 +241,37 @@ class TestKey:
 
 
 class TestThrottle:
+    async def test_call_in_a_long_pause_fails_now(self, client, transport):
+        transport.fault("POST", fault(429, 61))
+        with pytest.raises(RateLimitError):
+            await client.submit(CAT)
+        began = now()
+
+        with pytest.raises(RateLimitError) as caught:
+            await client.submit(CAT)
+
+        assert now() == began
+        assert caught.value.retry_after == 61
+        assert len(transport.submissions) == 1
+
+    async def test_queued_call_fails_when_a_long_pause_begins(self, transport):
+        transport.fault("POST", fault(429, 61))
+        async with make(transport, max_concurrency=1) as client:
+            results = await asyncio.gather(
+                client.submit(CAT), client.submit(CAT), return_exceptions=True
+            )
+        assert [type(error) for error in results] == [RateLimitError] * 2
+
+    async def test_refusals_in_bulk_back_off(self, transport):
+        transport.add("cat")
+        transport.fault("POST", *[fault(429)] * 5)
+        growing = tenacity.wait_incrementing(10, 10)
+        async with make(transport, wait=growing) as client:
+            async for outcome in client.as_completed([CAT]):
+                assert outcome.ok
+        gaps = [after - before for before, after in itertools.pairwise(times(transport))]
+        assert gaps == pytest.approx([10, 20, 30, 40, 50], abs=5)
+
     async def test_pause_of_submissions_does_not_stop_polls(self, client, transport):
         transport.add("a", ("processing", 3))
         transport.fault("POST", fault(429, 30))

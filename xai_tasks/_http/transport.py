@@ -81,6 +81,15 @@ class Response:
     """What is left of the server's windows, if the answer says so."""
 
 
+@define
+class Accepted:
+    """The answer to a submission that was accepted."""
+
+    task_id: str
+    quotas: tuple[Quota, ...] = ()
+    """What is left of the server's windows, if the answer says so."""
+
+
 @frozen
 class _RequestTemplate:
     """What one key makes of every request, and what redacts it in the answers.
@@ -283,7 +292,7 @@ class Transport:
             raise invalid_answer(200, problem, answer.body, redactor, task_id)
         return answer
 
-    async def submit(self, request: Request, *, on_send: Callable[[], None]) -> str:
+    async def submit(self, request: Request, *, on_send: Callable[[], None]) -> Accepted:
         """Submit a request once, with the newest key that `Credentials` has.
 
         On the own session, each submission has a new connection. The server may close an idle one
@@ -294,7 +303,7 @@ class Transport:
             on_send: called before the first byte is written; if it raises, nothing is written.
 
         Returns:
-            the id of the task.
+            the answer, with the id of the task.
 
         Raises:
             SubmissionUncertainError: the request was sent, and no readable answer came.
@@ -313,7 +322,7 @@ class Transport:
         sending = session.post(url.with_path(path, encoded=True), data=body, **template.options)
         redactor = template.redactor
         try:
-            return await self._timed(self._read_task_id(sending, redactor), redactor, "")
+            return await self._timed(self._read_accepted(sending, redactor), redactor, "")
         except Exception as error:
             if body.problem is None and (not body.sent or isinstance(error, APIStatusError)):
                 raise
@@ -332,13 +341,14 @@ class Transport:
             cause = APIConnectionError("the client was closed before the answer came", task_id="")
         raise SubmissionUncertainError(request, cause.with_traceback(None))
 
-    async def _read_task_id(
+    async def _read_accepted(
         self, sending: Awaitable[aiohttp.ClientResponse], redactor: Redactor
-    ) -> str:
+    ) -> Accepted:
         """Read the answer to a submission."""
         response = await sending
         try:
             status = response.status
+            server_time = self._server_time(response.headers)
             if not 200 <= status < 300:
                 try:
                     body, _ = await self._read(response.content, _MAX_ERROR_BYTES)
@@ -350,13 +360,15 @@ class Transport:
                     redactor.body(body),
                     redactor,
                     "",
-                    server_time=self._server_time(response.headers),
+                    server_time=server_time,
                     hint=self._proxy_hint(status),
                 )
             body, whole = await self._read(response.content, self._max_bytes)
             if not whole:
                 raise too_large(status, self._max_bytes, body, redactor, "")
-            return read_task_id(status, redactor.body(body), redactor)
+            task_id = read_task_id(status, redactor.body(body), redactor)
+            _, quotas = parse_hints(response.headers, server_time)
+            return Accepted(task_id, quotas)
         finally:
             if not response.content.is_eof():
                 response.close()

@@ -30,7 +30,7 @@ from xai_tasks._policies import RetryPolicy
 
 logger = logging.getLogger("xai_tasks")
 
-_LONGEST_PAUSE = 3600.0
+LONGEST_PAUSE = 3600.0
 """Seconds that all waits pause at most, whatever the server asks for."""
 
 _MAX_STRANGE = 20
@@ -285,7 +285,7 @@ class RetryingFetcher:
         """Report a failed request to throttle and outage."""
         throttle, error = self._throttle, attempts.error
         quotas = error._quotas if isinstance(error, APIStatusError) else ()  # noqa: SLF001 -- for this
-        pause = min(attempts.delay, _LONGEST_PAUSE)
+        pause = min(attempts.delay, LONGEST_PAUSE)
         if isinstance(error, APIStatusError) and error.status_code in (429, 503):
             self._pause_error = error.for_task(error.task_id)
         if is_no_answer(error):

@@ -25,15 +25,12 @@ from xai_tasks._errors import (
 )
 from xai_tasks._http.credentials import Credentials
 from xai_tasks._http.transport import Transport
-from xai_tasks._limits.retrying import Counters, RetryBudget
-from xai_tasks._limits.throttle import Throttle
+from xai_tasks._limits.retrying import LONGEST_PAUSE, Counters, RetryBudget
+from xai_tasks._limits.throttle import PauseTooLong, Throttle
 from xai_tasks._policies import RetryPolicy
 from xai_tasks._requests import Request
 
 logger = logging.getLogger("xai_tasks")
-
-_LONGEST_PAUSE = 3600.0
-"""Seconds: in bulk, a pause that the server asks for is kept in full, up to this."""
 
 
 class _Attempts(RetryCallState):
@@ -55,6 +52,8 @@ class _Submission:
     limit: asyncio.Timeout
     """Cuts what comes before the first byte is sent, and nothing after it."""
     attempts: _Attempts | None = None
+    refusals: int = 0
+    """In a row, for the backoff."""
 
     @property
     def last_error(self) -> APIError | None:
@@ -83,6 +82,7 @@ class Submitter:
         "_counters",
         "_credentials",
         "_on_answer",
+        "_pause_error",
         "_policy",
         "_retry_statuses",
         "_tenacity",
@@ -115,6 +115,8 @@ class Submitter:
         self._retry_statuses = retry_statuses
         self._on_answer = on_answer
         self._closing: asyncio.Future[None] | None = None
+        self._pause_error: APIError | None = None
+        """The refusal that began the last pause."""
         self._tenacity = AsyncRetrying(stop=policy.stop, wait=policy.wait)
 
     async def submit(
@@ -177,19 +179,25 @@ class Submitter:
             if isinstance(error, AuthenticationError) and credentials.renewable and not renewed:
                 renewed = True
                 await credentials.renew(version)
-            elif not (work.bulk and self._is_refusal(error)):
+            elif work.bulk and self._is_refusal(error):
+                await self._sleep(min(attempts.delay, LONGEST_PAUSE))
+            else:
                 await self._before_retry(attempts)
             self._counters.retries += 1
 
     async def _attempt(self, work: _Submission) -> str | None:
         """Submit once when the throttle allows it; return the task's id, None if it has none."""
         throttle = self._throttle
-        await throttle.acquire(poll=False)
+        try:
+            # The queue of polls waits out every pause; the other one does not.
+            await throttle.acquire(poll=work.bulk)
+        except PauseTooLong:
+            raise work.last_error or cast("APIError", self._pause_error) from None
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
             self._counters.requests += 1
-            task_id = await self._transport.submit(work.request, on_send=work.before_send)
+            accepted = await self._transport.submit(work.request, on_send=work.before_send)
         except SubmissionUncertainError as error:
             if isinstance(error.cause, APIResponseValidationError):
                 self._on_answer()
@@ -204,12 +212,15 @@ class Submitter:
                 self._on_answer()
             if isinstance(error, RateLimitError):
                 self._counters.rate_limited += 1
+            quotas = error._quotas if isinstance(error, APIStatusError) else ()  # noqa: SLF001 -- for this
             if limited:
-                longest = _LONGEST_PAUSE if work.bulk else self._policy.max_retry_after
-                throttle.rejected(clock(), began, min(delay, longest))
+                self._pause_error = error.for_task("")
+                pause = min(delay, LONGEST_PAUSE)
+                throttle.rejected(clock(), began, pause, quotas=quotas)
             return None
         else:
-            throttle.answered(clock())
+            task_id = accepted.task_id
+            throttle.answered(clock(), began, quotas=accepted.quotas)
             self._on_answer()
             self._budget.succeeded()
             logger.info("submitted as task %r", printable(task_id), extra={"task_id": task_id})
@@ -220,10 +231,12 @@ class Submitter:
     def _failed(self, work: _Submission, error: APIError, began: float, now: float) -> float:
         """Record a failure in tenacity's state; return the seconds before the next attempt."""
         attempts = work.attempts
+        work.refusals = work.refusals + 1 if self._is_refusal(error) else 0
         if attempts is None or (work.bulk and self._is_refusal(attempts.error)):
-            # Made with the first failure, and anew after a refusal that does not count.
+            # Made with the first failure, and again after a refusal that does not count.
             attempts = _Attempts(self._tenacity, fn=None, args=(work.request,), kwargs={})
             attempts.start_time = began
+            attempts.attempt_number = max(1, work.refusals)
             work.attempts = attempts
         else:
             attempts.prepare_for_next_attempt()
