@@ -50,7 +50,7 @@ def add_tasks(server: TaskServer) -> None:
 
 
 def learn() -> None:
-    """Let the page know how long tasks take, so that it can estimate the time left."""
+    """Teach the page how long tasks take, so that it can estimate the time left."""
     created = datetime.now(UTC)
     for seconds in range(50, 70):
         finished = created + timedelta(seconds=seconds)
