@@ -50,12 +50,44 @@ async def test_one_id_that_fails_a_hundred_times_is_none(outage):
 async def test_an_answer_in_between_starts_the_count_again(outage, changes):
     fail(outage, 9)
     outage.answered()
-    fail(outage, 9)
+    fail(outage, 9, first=100)
     assert outage.since is None
 
-    fail(outage, 1, first=9)
+    fail(outage, 1, first=200)
 
     assert changes == [now()]
+
+
+async def test_ids_that_failed_while_the_server_was_there_do_not_count(outage):
+    fail(outage, 9)
+    outage.answered_well("good", now())
+
+    for _ in range(5):
+        fail(outage, 9)
+    fail(outage, 9, first=100)
+    assert outage.since is None
+
+    fail(outage, 1, first=200)
+    assert outage.since == now()
+
+
+async def test_an_id_that_was_answered_well_since_counts_again(outage):
+    fail(outage, 9)
+    for n in range(9):
+        outage.answered_well(f"task-{n}", now())
+
+    fail(outage, 10)
+
+    assert outage.since == now()
+
+
+async def test_of_ids_that_failed_no_endless_number_is_remembered(outage):
+    for n in range(20_000):
+        outage.failed(refused(f"task-{n}"))
+        outage.answered()
+
+    assert len(outage._troubled) == 10_000
+    assert "task-19999" in outage._troubled
 
 
 @pytest.mark.parametrize(

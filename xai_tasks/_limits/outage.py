@@ -28,6 +28,9 @@ FIRST_PROBE = 0.5
 LONGEST_DISTANCE = 15.0
 """Seconds between probes at most: how late the end of a long outage is noticed."""
 
+_MAX_TROUBLED = 10_000
+"""Ids of which it is remembered that they failed while the server was there."""
+
 
 def is_no_answer(error: APIError) -> bool:
     """Return whether a failed request leaves it open that the server is gone.
@@ -45,13 +48,15 @@ class PollsStopped(Exception):  # noqa: N818 -- not an error: the poll is made l
 class Outage:
     """Counts ids that fail with no answer in between, and knows when the next probe may leave.
 
-    All times are the event loop's.
+    An id that failed while the server was there says nothing new when it fails again, so it does
+    not count until it has been answered well. All times are the event loop's.
     """
 
     __slots__ = (
         "_distance",
         "_failed_ids",
         "_last",
+        "_troubled",
         "answered_at",
         "on_change",
         "probe_at",
@@ -69,6 +74,8 @@ class Outage:
 
     def __init__(self) -> None:
         self._failed_ids: set[str] = set()
+        self._troubled: dict[str, None] = {}
+        """Ids that failed while the server was there; the oldest is forgotten first."""
         self._distance = FIRST_PROBE
         self._last: APIError | None = None
         self.answered_at = -math.inf
@@ -80,7 +87,8 @@ class Outage:
         """Record a request that failed in a way that `is_no_answer`; an outage may begin."""
         # A copy: the error itself is raised, and would keep the frames of its traceback alive.
         self._last = error.for_task(error.task_id)
-        self._failed_ids.add(error.task_id)
+        if error.task_id not in self._troubled:
+            self._failed_ids.add(error.task_id)
         if self.since is None and len(self._failed_ids) >= THRESHOLD:
             self.since = asyncio.get_running_loop().time()
             self._distance = FIRST_PROBE
@@ -97,10 +105,21 @@ class Outage:
         self._distance = min(2 * self._distance, LONGEST_DISTANCE)
         self.probe_at = asyncio.get_running_loop().time() + self._distance
 
+    def answered_well(self, task_id: str, now: float) -> None:
+        """Record a good answer for an id."""
+        self.answered_at = now
+        if self._troubled:
+            self._troubled.pop(task_id, None)
+        self.answered()
+
     def answered(self) -> None:
         """Record an answer, whatever it says: the server is there."""
         if self._failed_ids:
+            if self.since is None:
+                self._troubled.update(dict.fromkeys(self._failed_ids))
             self._failed_ids.clear()
+            while len(self._troubled) > _MAX_TROUBLED:
+                del self._troubled[next(iter(self._troubled))]
         if self.since is not None:
             seconds = asyncio.get_running_loop().time() - self.since
             self.since = None

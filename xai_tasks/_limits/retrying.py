@@ -268,9 +268,10 @@ class RetryingFetcher:
             response = await self._transport.fetch(task_id)
             if response.task.task_id != task_id or response.task.status is TaskStatus.UNKNOWN:
                 self._warn(response.task, task_id)
-            now = outage.answered_at = clock()
+            now = clock()
             throttle.answered(now, sent, task_id, response.quotas)
-            outage.answered()  # after it, for an outage that is over begins slowly
+            # After it, because after an outage requests begin slowly.
+            outage.answered_well(task_id, now)
             self.budget.succeeded()
         except APIError as error:
             attempts = self._failed(attempts, error, sent, clock())
