@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from raw_server import RawServer, response
 
+from xai_tasks import ConfigurationError
 from xai_tasks._http.addresses import (
     AddressRefusedError,
     PublicResolver,
@@ -262,6 +264,47 @@ async def test_proxy_is_asked_for_no_refused_address(proxied):
         await transport.close()
 
     assert raw.requests == []
+
+
+async def test_malformed_proxy_of_the_environment_is_told(executor, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://user:pass-word@proxy:1")
+    transport = FileTransport(
+        "https://api.example",
+        executor,
+        allow_insecure_http=False,
+        request_timeout=5,
+        agent="test",
+        proxies=ProxySetting(trust_env=True),
+    )
+
+    with pytest.raises(ConfigurationError, match="HTTPS_PROXY must be the URL"):
+        await transport.get("https://outer.example/x", {})
+    await transport.close()
+
+
+async def test_close_that_is_cancelled_closes_both_sessions(executor, monkeypatch):
+    async with RawServer(response(200, b"x")) as raw:
+        monkeypatch.setenv("HTTP_PROXY", raw.url)
+        monkeypatch.setenv("NO_PROXY", "direct.example")
+        transport = FileTransport(
+            "http://127.0.0.1",
+            executor,
+            allow_insecure_http=True,
+            request_timeout=5,
+            agent="test",
+            proxies=ProxySetting(trust_env=True),
+            lookup=lookup_of(["127.0.0.1"], ["127.0.0.1"]),
+        )
+        for host in ("outer.example", f"direct.example:{raw.port}"):
+            (await transport.get(f"http://{host}/x", {})).close()
+        sessions = list(transport._sessions.values())
+
+        closing = asyncio.ensure_future(transport.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+
+    assert [session.closed for session in sessions] == [True, True]
 
 
 @pytest.mark.parametrize(("code", "transient"), [(407, False), (502, True)])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, TypedDict, assert_type
 
 import aiohttp
@@ -183,6 +184,10 @@ async def as_they_complete(client: TaskClient, ids: AsyncIterator[str]) -> None:
     await client.submit("a cat")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     stream = client.as_completed(ids, timeout=None, poll=None, max_pending=100)
     assert_type(stream, OutcomeStream)
+    client.as_completed(["a"], download_to="videos")
+    client.as_completed(["a"], download_to=Path("videos"))
+    assert_type(await client.download(await client.get("a"), "videos"), list[Path])
+    await client.download("a", "videos")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     async for outcome in stream:
         assert_type(outcome, Outcome)
     async with client.as_completed(f"task-{number}" for number in range(10)) as entered:
@@ -203,6 +208,7 @@ def outcomes(outcome: Outcome) -> None:
     assert_type(outcome.task_id, str)
     assert_type(outcome.index, int)
     assert_type(outcome.ok, bool)
+    assert_type(outcome.files, tuple[Path, ...])
     assert_type(outcome.task, TaskResult | None)
     assert_type(outcome.error, XaiTasksError | None)
     assert_type(outcome.unwrap(), TaskResult)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from xai_tasks._errors import printable
+from xai_tasks._errors import ConfigurationError, printable
 from xai_tasks._http.addresses import (
     AddressRefusedError,
     Lookup,
@@ -151,21 +151,29 @@ class FileTransport:
 
         Raises:
             TransferError: there was none, or a URL is refused.
+            ConfigurationError: the proxy for it is malformed.
 
         """
         try:
             return await self._follow(_parse(url), headers)
+        except ConfigurationError:  # of the proxy for this URL's scheme
+            raise
         except (aiohttp.ClientError, OSError, ValueError) as error:
             failure = _translate(error)
         raise failure from None
 
     async def close(self) -> None:
         """Close the sessions; what is under way breaks off."""
-        closing = [session.close() for session in self._sessions.values()]
-        await asyncio.gather(*closing)
+        if self._sessions:
+            _, session = self._sessions.popitem()
+            try:
+                await session.close()
+            finally:  # a cancelled close must not leave the other one open
+                await self.close()
 
     async def _follow(self, url: URL, headers: Mapping[str, str]) -> FileResponse:
-        for _ in range(_MAX_REDIRECTS + 1):
+        redirects = 0
+        while True:
             self._check(url)
             proxy = self._proxies.for_url(url)
             session = self._session(by_proxy=proxy is not None)
@@ -181,8 +189,12 @@ class FileTransport:
                 raise TransferError(
                     f"HTTP {response.status} without a Location", status_code=response.status
                 )
+            if redirects == _MAX_REDIRECTS:
+                raise TransferError(
+                    f"more than {_MAX_REDIRECTS} redirects", status_code=response.status
+                )
+            redirects += 1
             url = url.join(_parse(location))
-        raise TransferError(f"more than {_MAX_REDIRECTS} redirects", status_code=response.status)
 
     def _session(self, *, by_proxy: bool) -> aiohttp.ClientSession:
         if by_proxy in self._sessions:
