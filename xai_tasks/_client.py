@@ -659,7 +659,7 @@ class TaskClient:
         self._fetcher.close()
         self._submitter.close()
         ended = self._poller.close()
-        # All that closes a session happens before its first suspension. So whoever cancels this
+        # All that closes a session happens before its first suspension. So cancelling this
         # call, even again and again, stops only the waiting.
         try:
             await self._transport.close()

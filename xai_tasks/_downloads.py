@@ -90,7 +90,7 @@ _STRONG = re.compile(r'"[\x21\x23-\x7E]*"', re.ASCII)
 """A validator that promises the same bytes, not only the same meaning."""
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 _USUAL = ("mp4", "png", "jpg", "webp", "webm", "mov", "gif", "avif", "mp3", "wav")
-"""Under which a file is looked for whose URL has no extension."""
+"""Tried for a file whose URL has no extension."""
 
 
 def file_stem(task_id: str, number: int | None) -> str:

@@ -558,7 +558,7 @@ class IdSource:
         return self.taken * max(1.0, total / read) if read else None
 
     def prove(self) -> None:
-        """Give out ids without a limit: the server has shown that it knows some."""
+        """Release ids without a limit: the server has shown that it knows some."""
         self._proven.set()
 
     def settle(self, index: int) -> None:

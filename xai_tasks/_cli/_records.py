@@ -38,7 +38,7 @@ def end_of(record: dict[str, Any]) -> str | None:
     """Return how a line says that the wait for a task ended.
 
     Returns:
-        one of `ENDED`; or the type of the error with which the SDK gave up; None: it did not.
+        one of `ENDED`; or the type of the error with which the wait ended; None: it did not.
 
     """
     status, error = record.get("status"), record.get("error")

@@ -213,7 +213,7 @@ class RequestSource:
             for each in asyncio.as_completed(submitters):
                 await each
             self._accepted.put_nowait(None)
-        except Exception as error:  # noqa: BLE001 -- goes to whoever takes the ids
+        except Exception as error:  # noqa: BLE001 -- raised to the reader of the ids
             self._accepted.put_nowait(error)
         finally:
             self.stopped = True

@@ -59,7 +59,7 @@ def json_line(
     error: XaiTasksError | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, XaiTasksError | None]:
-    """Build the line of a task, ASCII JSON: the server's answer, and `error` where the SDK gave up.
+    """Build the line of a task, ASCII JSON: the server's answer, and `error` if the wait ended so.
 
     The fields that the API documents are always there, null where the answer lacks them, `taskId`
     as it was asked for; fields beyond them follow, then `extra`. `error` is the SDK's alone: a
@@ -173,10 +173,10 @@ class Tally:
     def code(self) -> Exit:
         """The exit code of the whole job: 3 or 4 for what a later run can mend, 1 for the rest."""
         counts = self.counts
-        given_up = {end for end in counts if end not in ENDED}
+        abandoned = {end for end in counts if end not in ENDED}
         clear = NOT_KNOWN | {UNCERTAIN, REFUSED}
-        unanswered = given_up - clear - {"WaitTimeoutError"}
-        if unanswered and not self.answered and not given_up & clear:
+        unanswered = abandoned - clear - {"WaitTimeoutError"}
+        if unanswered and not self.answered and not abandoned & clear:
             return Exit.UNUSABLE
         if counts.total() - sum(
             counts[end] for end in _MAY_PASS | {"WaitTimeoutError", "completed"}
@@ -184,7 +184,7 @@ class Tally:
             return Exit.INCOMPLETE
         if unanswered:
             return Exit.UNUSABLE
-        return Exit.TIMED_OUT if given_up else Exit.COMPLETED
+        return Exit.TIMED_OUT if abandoned else Exit.COMPLETED
 
     def __str__(self) -> str:
         return counts_in_words(self.counts)
@@ -201,11 +201,11 @@ def counts_in_words(counts: Mapping[str, int]) -> str:
 
 
 def as_json(counts: Mapping[str, int]) -> dict[str, Any]:
-    """Return counts as JSON-ready data: one for each status, and ids given up by type of error."""
-    given_up = {end: count for end, count in sorted(counts.items()) if count and end not in ENDED}
+    """Return counts as JSON-ready data: one for each status, and abandoned ids by type of error."""
+    abandoned = {end: count for end, count in sorted(counts.items()) if count and end not in ENDED}
     return {
         "tasks": sum(counts.values()),
         **{end: counts.get(end, 0) for end in STATUSES},
-        "givenUp": sum(given_up.values()),
-        "errors": given_up,
+        "givenUp": sum(abandoned.values()),
+        "errors": abandoned,
     }

@@ -22,7 +22,7 @@ class Alarm:
     def set(self, when: float) -> None:
         """Make sure that it fires at `when` or before; infinity cancels it.
 
-        One that is set to an earlier time is left alone: whoever is called then sets it again.
+        One that is set to an earlier time is left alone: its callback then sets it again.
         """
         if self._handle is not None:
             if self.at <= when < math.inf:

@@ -221,7 +221,7 @@ class Pacer:
         return self.pause(now, seconds)
 
     def pause(self, now: float, seconds: float) -> bool:
-        """Let nothing leave for `seconds`; of two pauses the longer holds.
+        """Hold all requests for `seconds`; of two pauses the longer holds.
 
         Returns:
             whether a pause begins, rather than one that was there going on.
@@ -238,6 +238,6 @@ class Pacer:
         return begins
 
     def start_slowly(self, when: float) -> None:
-        """Let requests in flight grow from one, beginning at `when`."""
+        """Limit requests in flight to one at `when`, and to more from then on."""
         self._window = 1
         self._grown = when

@@ -24,7 +24,7 @@ __all__ = ["JITTER", "SLOWEST", "Estimate", "estimate_ceiling", "estimate_start"
 JITTER = 0.002
 """Seconds by which answers may bunch up: a late timer of the event loop, there and back."""
 SLOWEST = 1 / 60
-"""Requests per second, however often the server refuses: nobody waits an hour for news."""
+"""Requests per second, however often the server refuses: nobody waits an hour for a change."""
 
 
 class Estimate(NamedTuple):

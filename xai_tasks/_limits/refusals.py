@@ -1,4 +1,4 @@
-"""Tell refusals for the rate from those that going slower does not help against."""
+"""Distinguishes refusals for the rate from those that a lower rate does not prevent."""
 
 from __future__ import annotations
 

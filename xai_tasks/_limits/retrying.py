@@ -1,4 +1,4 @@
-"""One look at a task: one request, and on a transient error another, as the policy says."""
+"""One request, retried on transient errors as the policy says."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class RetryBudget:
         self._tokens -= self.COST
 
     def give_back(self) -> None:
-        """Give back the tokens of a retry that was not made."""
+        """Return the tokens of a retry that was not made."""
         self._tokens = min(self._limit, self._tokens + self.COST)
 
     def succeeded(self) -> None:
@@ -96,7 +96,7 @@ class Deadline:
 
 
 class _Attempts(RetryCallState):
-    """tenacity's state of one look whose last attempt failed."""
+    """tenacity's state of one request whose last attempt failed."""
 
     error: APIError
     delay: float
@@ -336,7 +336,7 @@ class RetryingFetcher:
     ) -> _Attempts:
         """Enter a failure into tenacity's state, which is begun with the first."""
         if attempts is None:
-            # One tenacity object must not serve two loops at once: a copy for each look that needs one.
+            # One tenacity object must not serve two loops at once, so each request gets a copy.
             tenacity = self._tenacity.copy()
             tenacity.begin()
             attempts = _Attempts(tenacity, fn=None, args=(error.task_id,), kwargs={})
@@ -352,7 +352,7 @@ class RetryingFetcher:
         return attempts
 
     async def _next_delay(self, attempts: _Attempts) -> float | None:
-        """Give the seconds before the next attempt, or None if there is to be none."""
+        """Return the seconds before the next attempt, or None if there is to be none."""
         error = attempts.error
         mark = transient_mark(error)
         if mark is False:

@@ -130,7 +130,7 @@ class Throttle:
         return self.in_flight >= self._max_concurrency and now > self._released_at + 1.0
 
     def release(self, now: float) -> None:
-        """Let the next request go: one that had been let through has ended at `now`."""
+        """Admit the next request: one that had been admitted has ended at `now`."""
         self._pacer.release()
         self._admit_next(now)
 
@@ -142,7 +142,7 @@ class Throttle:
         Args:
             now: when it came.
             sent: when its request left.
-            task_id: what was asked for; "" for what is no task.
+            task_id: what was asked for; "" if it was not a task.
             quotas: what it says is left.
 
         """
@@ -166,7 +166,7 @@ class Throttle:
             self._tell_pause(now)
 
     def pause(self, now: float, seconds: float) -> None:
-        """Let nothing leave for `seconds`; of two pauses the longer holds."""
+        """Hold all requests for `seconds`; of two pauses the longer holds."""
         if self._pacer.pause(now, seconds):
             self._tell_pause(now)
 
@@ -188,7 +188,7 @@ class Throttle:
         _fail(self._polls, PollsStopped)
 
     def start_slowly(self, when: float) -> None:
-        """Let requests in flight grow from one, beginning at `when`."""
+        """Limit requests in flight to one at `when`, and to more from then on."""
         self._pacer.start_slowly(when)
 
     def _admit_next(self, now: float) -> None:
@@ -197,7 +197,7 @@ class Throttle:
             self._admit()
 
     def _admit(self) -> None:
-        """Let go all that may leave, and set the alarm for the next one."""
+        """Admit all that may leave, and set the alarm for the next one."""
         now = asyncio.get_running_loop().time()
         while self._gets or self._polls:
             delay = self._pacer.delay(now)

@@ -104,7 +104,7 @@ class Source:
             if self.ended:
                 raise
             error = cancelled  # the source's own: a task that it awaited was cancelled
-        except Exception as raised:  # noqa: BLE001 -- goes to whoever reads the stream
+        except Exception as raised:  # noqa: BLE001 -- raised to the reader of the stream
             error = raised
         self.ended = True
         on_end(error)

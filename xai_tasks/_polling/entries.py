@@ -233,7 +233,7 @@ class PolicyGroup:
         return max(0.0, seconds)
 
     def observe(self, entry: Entry, task: TaskResult, now: float, gap: float) -> None:
-        """Let the strategies that learn observe a task that has ended."""
+        """Teach the strategies that learn from a task that has ended."""
         waited = now - entry.started if entry.polls > 1 else 0.0
         for learner in self.learners:
             learner.observe(task, waited=waited, gap=gap)

@@ -95,7 +95,7 @@ class Throttler:
         self._window_ends = -math.inf
 
     def take(self, now: float) -> tuple[bool, Headers]:
-        """Count a request; the first over the limit blocks, and after that counts begin anew."""
+        """Count a request; the first over the limit blocks, and after that it counts from 0."""
         if self._blocked_until is not None:
             if now < self._blocked_until:
                 return False, self._retry_after(now)
