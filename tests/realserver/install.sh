@@ -35,3 +35,10 @@ if ! npm ls --depth=0 >/dev/null 2>&1; then
   # No lock file, since one would name a registry's host; what package.json names is pinned there.
   npm install --no-package-lock --no-audit --no-fund --no-progress --loglevel=error
 fi
+
+cd nest-server
+if ! npm ls --depth=0 >/dev/null 2>&1; then
+  # throttler 5 stands beside 6, and asks for an older Nest.
+  npm install --legacy-peer-deps --no-package-lock --no-audit --no-fund --no-progress --loglevel=error
+fi
+npm run --silent build

@@ -56,6 +56,16 @@ def find_node_module(script):
     return ["node", program]
 
 
+def find_nest():
+    """Return the command that runs the NestJS server, installed if need be; skip without npm."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is missing, and with it NestJS")
+    program = HERE / "nest-server" / "dist" / "main.js"
+    if not program.exists():
+        subprocess.run([HERE / "install.sh", "node"], check=True, timeout=300)
+    return ["node", program]
+
+
 @contextlib.contextmanager
 def folder():
     """Make a folder that also the workers of a server that root has started can use."""
@@ -81,12 +91,20 @@ class Program:
 
 
 @contextlib.contextmanager
-def running(command, cwd, port, patience=30.0):
-    """Run `command` in `cwd` from when it listens on `port` to the end of the context."""
+def running(command, cwd, port, patience=30.0, **variables):
+    """Run `command` in `cwd` from when it listens on `port` to the end of the context.
+
+    `variables` are added to the environment.
+    """
     log = cwd / "log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+            command,
+            cwd=cwd,
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
         )
     try:
         _wait_for(process, port, log, patience)
