@@ -8,8 +8,9 @@ from xai_tasks._limits.in_flight_finder import InFlightFinder
 from xai_tasks._limits.rate_finder import RateFinder
 from xai_tasks._limits.refusals import SlowerTest
 
-_ANSWERED = 10.0
-"""Seconds within which another request must have been answered, to take a 503 for a limit."""
+_ANSWERED = 0.5
+"""Seconds before a 503 within which another request must have been answered, to take it for a limit.
+At a low rate it is two requests' time."""
 
 
 class LimitFinder:
@@ -52,9 +53,9 @@ class LimitFinder:
         """Return `rate`, brought up to date."""
         return self._rate.pace(now)
 
-    def is_answered(self, now: float) -> bool:
-        """Return whether requests are answered."""
-        return now < self._accepted_at + _ANSWERED
+    def is_answered(self, sent: float) -> bool:
+        """Return whether others were answered when a request left, or since."""
+        return sent < self._accepted_at + max(_ANSWERED, 2 / self.rate)
 
     def accepted(self, now: float, sent: float, in_flight: int) -> None:
         """Record an answer that is no refusal, with how many were in flight when it came."""

@@ -207,7 +207,7 @@ class Pacer:
         nginx's `limit_req` answers so by default. It counts while going slower makes it rarer.
         `seconds` is the pause that begins then.
         """
-        if self.finder is None or not self.finder.is_answered(now):
+        if self.finder is None or not self.finder.is_answered(sent):
             return False
         return self._limited(now, sent, seconds, 503)
 
