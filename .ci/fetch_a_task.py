@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import re
 
 from xai_tasks import TaskClient, TaskStatus, __version__
 from xai_tasks.testing import TaskServer
@@ -36,5 +37,12 @@ names = {
 }
 strange = names - NEEDED - THEIRS - {"pip", "setuptools", "xai-tasks"}
 assert not strange, strange
-assert importlib.metadata.version("xai-tasks") == __version__
+own = importlib.metadata.distribution("xai-tasks")
+assert own.version == __version__
+assert "MIT License" in (own.read_text("licenses/docs/LICENSE") or "")
+assert own.read_text("../xai_tasks/py.typed") is not None
+description = own.metadata.json["description"]
+broken = re.findall(r"\]\((?!https://)[^)]*\)", description)  # a package index has no files
+assert description.startswith("# xai_tasks"), description[:100]
+assert not broken, broken
 print(f"xai_tasks {__version__} alone: imports, fetches, waits; beside it: {sorted(names)}")
