@@ -171,8 +171,9 @@ class RetryingFetcher:
         if timeout is None:
             return await self.fetch(task_id)
         deadline = Deadline(asyncio.get_running_loop().time() + timeout)
+        scope = asyncio.timeout_at(deadline.at)
         try:
-            async with asyncio.timeout_at(deadline.at) as scope:
+            async with scope:
                 return await self.fetch(task_id, deadline=deadline)
         except TimeoutError as error:
             if isinstance(error, APIError) or not scope.expired():
