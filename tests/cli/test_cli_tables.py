@@ -74,6 +74,12 @@ def test_table_without_a_known_column_is_refused(data, id_column):
         read_all(data, "jobs", id_column)
 
 
+@pytest.mark.parametrize("data", [b'[{"taskId": "a"},\n', b"[\n", b' [ "a" ]\n'])
+def test_json_array_is_refused(data):
+    with pytest.raises(InputError, match=r"jq -c '\.\[\]'"):
+        read_all(data, "ids.json")
+
+
 def test_column_also_names_the_member_of_json_lines():
     messages = []
     data = b'{"job": "a", "taskId": "x"}\n{"taskId": "y"}\n{"job": "b"}\n'

@@ -193,6 +193,8 @@ def _parser_for(line: bytes, name: str, id_column: str | None) -> tuple[_Lines |
     text = line.decode(errors="replace").strip("\r\n")
     if text.lstrip().startswith("{"):
         return _Lines(keys), False
+    if text.lstrip().startswith("["):
+        raise InputError(f"{name} is a JSON array; put one object a line, as jq -c '.[]' does")
     suffix = name.lower()[-4:]
     delimiters = "\t" if suffix == ".tsv" else _DELIMITERS
     headers = [(_fields(text, delimiter), delimiter) for delimiter in delimiters]
