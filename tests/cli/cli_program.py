@@ -15,6 +15,10 @@ from xai_tasks.__main__ import main
 KEY = "cli-test-key"
 
 
+UNTRACED = {name: None for name in os.environ if name.startswith("COVERAGE")}
+"""For processes whose end would corrupt what coverage has measured."""
+
+
 class Program:
     """Starts `python -m xai_tasks`, with a server's address and key in its environment."""
 

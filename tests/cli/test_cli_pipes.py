@@ -14,7 +14,7 @@ import sys
 import time
 
 import pytest
-from cli_program import eventually
+from cli_program import UNTRACED, eventually
 
 from xai_tasks.testing import constant
 
@@ -92,7 +92,7 @@ class TestFullDisk:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-        process = program.start(*args, preexec_fn=limit)
+        process = program.start(*args, env=UNTRACED, preexec_fn=limit)
         _, err = process.communicate(timeout=60)
         return process.returncode, err.decode()
 
@@ -122,7 +122,9 @@ class TestFullDisk:
         ids = list(server.add_many(100, duration=constant(0)))
         (tmp_path / "ids").write_text("\n".join(ids))
         path = tmp_path / "out"
-        command = f"trap '' XFSZ; ulimit -f 1; cat ids | $X wait -i - -o {path}"
+        command = (
+            f"unset ${{!COVERAGE*}}; trap '' XFSZ; ulimit -f 1; cat ids | $X wait -i - -o {path}"
+        )
         err = shell(program, command, cwd=tmp_path).stderr
         saved = len(path.read_text().splitlines())
         assert f"{100 - saved} ids that were read from a pipe have not ended" in err

@@ -113,7 +113,7 @@ class TestOutput:
         server.add("a")
         server.add("b", failed=True)
         server.add("c", "processing")
-        told = program.run("wait", "a", "b", "c", "x", "--timeout", "0.5").err
+        told = program.run("wait", "a", "b", "c", "x", "--timeout", "6").err
         assert told.startswith("xai-tasks: 4 tasks in ")
         assert ": 1 completed, 1 failed, 1 timed out, 1 not known to the server; " in told
         assert program.run("wait", "a", "--quiet").err == ""
