@@ -84,10 +84,10 @@ async def test_calls_that_come_during_the_check_share_one_session(server, unchec
     transport = make()
 
     await asyncio.gather(*(transport.fetch("a") for _ in range(3)))
-    session = transport._session
+    session = transport._sessions._session
     await transport.fetch("a")
 
-    assert transport._session is session
+    assert transport._sessions._session is session
 
 
 async def test_closing_during_the_check_makes_no_session(server, unchecked, make):
@@ -100,7 +100,7 @@ async def test_closing_during_the_check_makes_no_session(server, unchecked, make
 
     with pytest.raises(ClientClosedError):
         await fetch
-    assert transport._session is None
+    assert transport._sessions._session is None
 
 
 async def test_both_classes_send_the_same_bytes(server):

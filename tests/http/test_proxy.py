@@ -318,7 +318,7 @@ async def test_no_part_of_a_client_shows_the_password(proxy):
     async with client_by(proxy, login=LOGIN) as client:
         await client.get("a")
         transport = client._transport
-        shown = pretty_repr([transport, transport._proxy, transport._template, transport.proxies])
+        shown = pretty_repr([transport, transport._proxy, transport._template, transport._sessions])
         shown += repr([client, transport, transport._proxy, transport._template])
 
     for secret in (PASSWORD, "p%40ss", SENT.removeprefix("Basic ")):
