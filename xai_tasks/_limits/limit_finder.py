@@ -9,7 +9,7 @@ from xai_tasks._limits.rate_finder import RateFinder
 from xai_tasks._limits.refusals import SlowerTest
 
 _ANSWERED = 0.5
-"""Seconds before a 503 within which another request must have been answered, to take it for a limit.
+"""Seconds before a 503 in which another request was answered, if the 503 is taken for a limit.
 At a low rate it is two requests' time."""
 
 

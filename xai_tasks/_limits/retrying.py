@@ -34,7 +34,7 @@ LONGEST_PAUSE = 3600.0
 """Seconds that all waits pause at most, whatever the server asks for."""
 
 _MAX_STRANGE = 20
-"""Unknown statuses that are warned of, so that a server that makes them up can't fill log and memory."""
+"""Unknown statuses that are warned of: a server that makes them up can't fill log and memory."""
 
 
 @define
@@ -228,7 +228,8 @@ class RetryingFetcher:
                     # Break the reference cycle between exception and frame.
                     del answer
             answer.prepare_for_next_attempt()
-            # Taken before the sleep, or those who sleep at the same time would all spend the same tokens.
+            # Taken before the sleep: calls that sleep at the same time would otherwise
+            # all spend the same tokens.
             self.budget.take()
             try:
                 await self._sleep(seconds)

@@ -33,9 +33,10 @@ class Throttle:
     """Lets requests of a client leave one by one, as soon as the `Pacer` allows.
 
     Requests of `get` and polls of waits stand in a queue each and go in turns, first come first
-    served. A pause is a point in time, so nobody has to end it. After a pause or an outage, requests
-    in flight start from one and grow by one with each answer, and with time, so that a stalled one
-    does not hold up the others. A server that has just come back is not met by all at once.
+    served. A pause is a point in time, so nobody has to end it. After a pause or an outage,
+    requests in flight start from one and grow by one with each answer, and with time, so that a
+    stalled one does not hold up the others. A server that has just come back is not met by all at
+    once.
     """
 
     __slots__ = (
