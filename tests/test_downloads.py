@@ -885,7 +885,7 @@ class TestDisk:
         with pytest.raises(OSError, match="No space left.*task 'a'.*download them again") as caught:
             await client.download(completed(server.file("x", DATA)), tmp_path)
 
-        assert caught.value.errno == errno.ENOSPC
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
         assert names(tmp_path) == []
 
     async def test_full_ends_the_tasks_other_files(self, raw, raw_client, tmp_path, monkeypatch):

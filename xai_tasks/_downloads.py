@@ -485,7 +485,7 @@ class Downloader:
         except TransferError as error:
             failure = _download_error(error, task_id, source)
         except OSError as error:
-            raise _with_advice(error, task_id) from None
+            raise _with_advice(error, task_id, directory) from None
         raise failure
 
     async def _fetch(self, url: str, task_id: str, part: _Part) -> Path:
@@ -664,13 +664,13 @@ def _download_error(error: TransferError, task_id: str, source: str) -> Download
     return DownloadError(str(error), task_id=task_id, url=source, status_code=error.status_code)
 
 
-def _with_advice(error: OSError, task_id: str) -> OSError:
+def _with_advice(error: OSError, task_id: str, directory: Path) -> OSError:
     """Return an error of the disk that says what was not saved, and what to do."""
     text = (
         f"{error.strerror}; the files of task {printable(task_id)!r} were not saved: free space or "
         "choose another directory, and download them again"
     )
-    return OSError(error.errno, text, error.filename)
+    return OSError(error.errno, text, error.filename or str(directory))
 
 
 async def _settle(futures: Iterable[asyncio.Future[Any]]) -> bool:
