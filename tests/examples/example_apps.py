@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import uvicorn
@@ -41,10 +43,10 @@ class App:
 
 
 def load(name):
-    """Import an example anew, so that no test meets another's app."""
+    """Import an example again, so that no test meets another's app."""
     spec = importlib.util.spec_from_file_location(f"{name}_app", EXAMPLES / f"{name}_app.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where Litestar looks its annotations up
+    sys.modules[spec.name] = module  # where Litestar finds its annotations
     if name == "django":  # its settings and routes are the process's
         settings._wrapped = empty
         clear_url_caches()
@@ -55,7 +57,7 @@ def load(name):
 @contextlib.asynccontextmanager
 async def serving(name, port=0, max_outage=300.0):
     """Serve an example, its client's base URL and key from the environment; polls are
-    frequent, a look is tried once.
+    frequent, and requests are not retried.
     """
     module = load(name)
     app = App(name, module, None)
@@ -75,6 +77,10 @@ async def serving(name, port=0, max_outage=300.0):
     async with serve(module, port) as port:
         app.url = f"http://127.0.0.1:{port}"
         yield app
+    if name == "django":
+        # Django does not close the body of a request that the server cancels as it stops.
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            gc.collect()
 
 
 @contextlib.asynccontextmanager
@@ -128,8 +134,8 @@ async def read_events(response):
             name, data = None, None
 
 
-async def until(reached, patience=10.0):
+async def until(reached, timeout=10.0):
     """Wait until `reached()` is true."""
-    async with asyncio.timeout(patience):
+    async with asyncio.timeout(timeout):
         while not reached():
             await asyncio.sleep(0.01)

@@ -80,13 +80,13 @@ async def test_ids_may_hold_any_character(server, browser):
     for task_id in IDS:
         server.add(task_id, result=f"of {task_id}")
 
-    looks = [(await get(browser, path(task_id)))[1] for task_id in IDS]
+    got = [(await get(browser, path(task_id)))[1] for task_id in IDS]
     waits = [(await get(browser, path(task_id, "/wait")))[1] for task_id in IDS]
     async with browser.get(events_of(*IDS)) as answer:
         streamed = [data["task"] async for _, data in read_events(answer)]
 
     streamed.sort(key=lambda task: IDS.index(task["taskId"]))
-    for tasks in (looks, waits, streamed):
+    for tasks in (got, waits, streamed):
         assert [task.get("taskId") for task in tasks] == IDS
         assert [task.get("result") for task in tasks] == [f"of {task_id}" for task_id in IDS]
 

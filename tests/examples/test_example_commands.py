@@ -29,9 +29,9 @@ def free_port():
         return str(free.getsockname()[1])
 
 
-def ask(port, path, process, patience=30.0):
-    """Give the body of an answer; a server that is not up yet is asked again."""
-    until = time.monotonic() + patience
+def ask(port, path, process, timeout=30.0):
+    """Return the body of an answer; a server that is not up yet is asked again."""
+    until = time.monotonic() + timeout
     while True:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
@@ -65,7 +65,7 @@ def test_a_copy_in_an_empty_folder_runs_by_the_command_it_states(tmp_path, name)
             shlex.split(command), cwd=tmp_path, env=env, stdout=out, stderr=subprocess.STDOUT
         )
         try:
-            look = json.loads(ask(port, "/tasks/a", process))
+            got = json.loads(ask(port, "/tasks/a", process))
             waited = json.loads(ask(port, "/tasks/a/wait", process))
             events = ask(port, "/events?id=a", process)
             page = ask(port, "/", process)
@@ -75,8 +75,8 @@ def test_a_copy_in_an_empty_folder_runs_by_the_command_it_states(tmp_path, name)
             process.kill()
             process.wait()
 
-    assert look == waited
-    assert look["result"] == {"videoUrl": "https://example.com/a.mp4"}
+    assert got == waited
+    assert got["result"] == {"videoUrl": "https://example.com/a.mp4"}
     assert "event: update" in events
     assert page == (EXAMPLES / "live_page.html").read_text()
     assert ended in (0, -signal.SIGTERM)

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 import pytest
-from example_apps import INTERVAL, KEY, read_events, serving, until
+from example_apps import INTERVAL, KEY, NAMES, read_events, serving, until
 from selenium import webdriver
 
 from xai_tasks import TaskResult
@@ -30,8 +30,8 @@ async def server(monkeypatch):
 
 
 @pytest.fixture
-async def app(server):
-    async with serving("aiohttp") as app:
+async def app(request, server):
+    async with serving(getattr(request, "param", "aiohttp")) as app:
         yield app
 
 
@@ -121,9 +121,9 @@ class Chromium:
             if entry["level"] == "SEVERE" and "net::ERR_" not in entry["message"]
         ]
 
-    async def until(self, reached, patience=20.0):
+    async def until(self, reached, timeout=20.0):
         """Wait until `await reached()` is true."""
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             while not await reached():
                 await asyncio.sleep(0.05)
 
@@ -275,7 +275,7 @@ async def test_the_page_reconnects_after_its_server_was_restarted(server, chromi
 
     await browser.until(lost)
     server.advance("during")
-    looks = server.count("before")
+    polls = server.count("before")
     port = int(app.url.rpartition(":")[2])
     async with serving("aiohttp", port) as app:
 
@@ -287,7 +287,7 @@ async def test_the_page_reconnects_after_its_server_was_restarted(server, chromi
         server.advance("after")
         await browser.statuses("completed")
 
-    assert server.count("before") == looks, "a task that had ended was asked for again"
+    assert server.count("before") == polls, "a task that had ended was asked for again"
 
 
 @pytest.mark.realserver
@@ -302,9 +302,9 @@ async def test_the_page_takes_nothing_it_shows_for_html_or_script(server, app, c
         },
     )
     server.add("failed" + attack, failed=(attack, attack))
-    server.add("odd" + attack, attack, result={})
+    server.add("unknown status" + attack, attack, result={})
     server.add("link", result=[f"https://example.com/{attack}"])
-    ids = [attack, "failed" + attack, "odd" + attack, "link", "unknown" + attack]
+    ids = [attack, "failed" + attack, "unknown status" + attack, "link", "unknown" + attack]
     browser = await chromium()
 
     await browser.open(address(app, ids, "/#"))
@@ -322,6 +322,7 @@ async def test_the_page_takes_nothing_it_shows_for_html_or_script(server, app, c
 
 
 @pytest.mark.realserver
+@pytest.mark.parametrize("app", NAMES, indirect=True)
 async def test_the_page_fits_every_window(server, app, chromium):
     long = "x" * 200
     server.add(long, result={"videoUrl": f"https://example.com/{long}.mp4"})

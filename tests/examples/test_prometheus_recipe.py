@@ -36,7 +36,7 @@ async def server():
 
 
 def samples(text):
-    """Give each sample's value by its name and its client."""
+    """Return each sample's value by its name and its client."""
     return {
         (sample.name, sample.labels["client"]): sample.value
         for family in text_string_to_metric_families(text)

@@ -24,7 +24,7 @@ def program(name):
 
 @pytest.fixture
 async def run(tmp_path):
-    """Give a function that runs a command beside ids.txt, whose ids a server
+    """Return a function that runs a command beside ids.txt, whose ids a server
     knows, and gives its output.
     """
     (tmp_path / "ids.txt").write_text("".join(f"task-{number}\n" for number in range(50)))

@@ -76,7 +76,7 @@ def environment(redis_url, server, monkeypatch):
 
 @pytest.fixture
 async def recipe(environment, monkeypatch):
-    """Give the recipe as a program that sends messages has it."""
+    """Return the recipe as a program that sends messages has it."""
     monkeypatch.syspath_prepend(DOCS / "examples")
     spec = importlib.util.spec_from_file_location("taskiq_app", DOCS / "examples" / "taskiq_app.py")
     recipe = importlib.util.module_from_spec(spec)
@@ -89,7 +89,7 @@ async def recipe(environment, monkeypatch):
 
 @pytest.fixture
 def start_worker(environment, tmp_path):
-    """Give a function that starts a worker: a process that minds another,
+    """Return a function that starts a worker: a process that minds another,
     so they are killed as a group.
     """
     started = []
@@ -157,9 +157,9 @@ async def test_a_wait_goes_on_from_slice_to_slice_and_gives_up_in_time(
     assert (await result_of(redis, "slow"))["error"] is None
     assert "no such model" in (await result_of(redis, "bad"))["error"]["message"]
     assert "404" in (await result_of(redis, "unknown"))["error"]["message"]
-    given_up = await result_of(redis, "endless")
-    assert given_up["task"] is None
-    assert "endless" in given_up["error"]["message"]
+    timed_out = await result_of(redis, "endless")
+    assert timed_out["task"] is None
+    assert "endless" in timed_out["error"]["message"]
 
 
 async def test_a_refused_key_loses_no_wait(recipe, redis, server, start_worker, monkeypatch):
