@@ -144,7 +144,7 @@ def wait_command(
     from xai_tasks._cli._input import IdSource  # noqa: PLC0415
     from xai_tasks._cli._process import run_command  # noqa: PLC0415
     from xai_tasks._cli._progress import make_reporter  # noqa: PLC0415
-    from xai_tasks._cli._settings import make_client, pending_at_most  # noqa: PLC0415
+    from xai_tasks._cli._settings import make_client  # noqa: PLC0415
 
     if resume and output_name in (None, "-"):
         raise click.UsageError("--resume needs --output: the file to go on with")
@@ -165,16 +165,14 @@ def wait_command(
         reporter.say,
         kept=output.pending.read() if resume and output.pending is not None else (),
     )
-    rate, timeout = settings["rate"], settings["timeout"]
     run = job.Job(
         source,
         output,
         reporter,
         summary=summary,
         hint=_hint(output.name, resume=resume),
-        max_pending=pending_at_most(rate, timeout),
-        rate=rate,
-        timeout=timeout,
+        rate=settings["rate"],
+        timeout=settings["timeout"],
         files=files,
         verbose=verbose,
     )

@@ -29,6 +29,8 @@ _NOT_IDS = 100
 """Ids at the beginning of a job, all unknown to the server, after which it stops."""
 _FETCHERS = 8
 """Tasks of earlier runs whose files are saved at once."""
+_MAX_PENDING = 10_000
+"""Ids in rotation at most: the client's default."""
 _GRACE = 0.1
 """Seconds for an outcome that should be at hand to come out of the stream."""
 _SURE = 10.0
@@ -159,10 +161,10 @@ class Job:
         *,
         summary: SummaryFile | None,
         hint: str,
-        max_pending: int,
         rate: float | None,
         timeout: float | None,
         files: Files | None = None,
+        max_pending: int = _MAX_PENDING,
         verbose: int = 0,
     ) -> None:
         self._source = source

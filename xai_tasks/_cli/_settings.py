@@ -10,9 +10,6 @@ import click
 
 from xai_tasks import ConfigurationError, PollPolicy, RetryPolicy, TaskClient, wait_adaptive
 
-_PENDING = 10_000
-"""Ids in rotation at most: the client's default."""
-
 _IN_OPTIONS = (
     (re.compile(r",? or\s+pass\s+allow_insecure_http=True"), ""),
     (re.compile(r"pass api_key\b"), "name a file with --api-key-file"),
@@ -68,13 +65,6 @@ def make_client(
         raise ConfigurationError(in_options(str(error))) from None
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-
-
-def pending_at_most(rate: float | None, timeout: float | None) -> int:
-    """Return how many ids may be in rotation, so that each is polled ten times in its timeout."""
-    if rate is None or timeout is None:
-        return _PENDING
-    return min(_PENDING, max(1, int(rate * timeout / 10)))
 
 
 def _key_source(path: Path) -> str | Callable[[], str]:
