@@ -13,6 +13,10 @@ ROOT = Path(__file__).parent.parent
 PAIRS = {
     ROOT / "README.md": ROOT / "docs/zh/README.md",
     ROOT / "docs/tutorial.md": ROOT / "docs/zh/tutorial.md",
+    ROOT / "docs/how-to/overnight-jobs.md": ROOT / "docs/zh/overnight-jobs.md",
+    ROOT / "docs/how-to/prompts-to-videos.md": ROOT / "docs/zh/prompts-to-videos.md",
+    ROOT / "docs/how-to/save-the-results.md": ROOT / "docs/zh/save-the-results.md",
+    ROOT / "docs/how-to/fastapi.md": ROOT / "docs/zh/fastapi.md",
 }
 
 BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -32,10 +36,9 @@ def skeleton(text):
 def links(page):
     """Give the files that a page links to, but for its own translation."""
     own = {*PAIRS, *PAIRS.values(), ROOT / "docs/index.md", ROOT / "docs/zh/contents.md"}
-    targets = {
-        (page.parent / target).resolve()
-        for target in LINK.findall(BLOCK.sub("", page.read_text("utf-8")))
-    }
+    found = LINK.findall(BLOCK.sub("", page.read_text("utf-8")))
+    files = {target.partition("#")[0] for target in found} - {""}  # "": within the page
+    targets = {(page.parent / file).resolve() for file in files}
     return sorted(str(target.relative_to(ROOT)) for target in targets - own)
 
 
