@@ -96,10 +96,29 @@ def test_schemathesis_on_anything_else(tmp_path):
     with TaskServer.in_thread() as server:
         # The document names no status but 200: neither a missing key nor an unknown task has one.
         run_schemathesis(
-            server, tmp_path, "--exclude-checks=status_code_conformance", "--max-examples=50"
+            server,
+            tmp_path,
+            "--include-path=/xai/tasks",
+            "--exclude-checks=status_code_conformance",
+            "--max-examples=50",
         )
 
         assert {record.status for record in server.requests} >= {401, 404, 405, 422}
+
+
+def test_schemathesis_on_submissions(tmp_path):
+    with TaskServer.in_thread() as server:
+        # Lengths and values are not checked, and an empty prompt is refused, as `TaskServer` says.
+        run_schemathesis(
+            server,
+            tmp_path,
+            "--exclude-path=/xai/tasks",
+            "--exclude-checks="
+            "status_code_conformance,negative_data_rejection,positive_data_acceptance",
+            "--max-examples=50",
+        )
+
+        assert {record.status for record in server.requests} >= {200, 400, 401, 405}
 
 
 def run_schemathesis(server, directory, *options):
