@@ -455,7 +455,8 @@ def test_nothing_is_submitted_if_the_line_cannot_be_written(monkeypatch, here, s
 
 
 def test_server_that_is_gone_leaves_the_rest_to_a_later_run(monkeypatch, here, server, out):
-    monkeypatch.setattr(_submit, "_MAX_OUTAGE", 0.0)
+    monkeypatch.setattr(_submit, "_MAX_OUTAGE", 0.05)
+    monkeypatch.setattr(_submit.random, "uniform", lambda low, high: 0.01)
     monkeypatch.setenv("MOUNTSEA_BASE_URL", "http://127.0.0.1:1")
     cats = [f"cat {n}" for n in range(30)]
     code, _, _ = here("--video", *cats, "-o", out, "--base-url", "http://127.0.0.1:1")

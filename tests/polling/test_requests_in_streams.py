@@ -237,6 +237,28 @@ async def test_aclose_waits_for_submissions_to_stop(client, transport):
         await waiting
 
 
+async def test_aclose_waits_for_a_slow_cancellation(client, transport):
+    ended = []
+
+    async def submit(request, *, on_send):
+        try:
+            await asyncio.sleep(100)
+        finally:
+            await asyncio.sleep(2)
+            ended.append(request.prompt)
+
+    transport.submit = submit
+    stream = client.as_completed([VideoRequest("cat")])
+    waiting = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(1)
+
+    await stream.aclose()
+
+    assert ended == ["cat"]
+    with pytest.raises(StopAsyncIteration):
+        await waiting
+
+
 async def test_close_of_the_client_ends_requests(transport):
     client = client_over(transport)
     transport.add("cat", ("processing", 100))
