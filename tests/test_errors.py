@@ -177,49 +177,49 @@ def test_the_same_error_can_be_said_of_another_task():
     assert type(other) is APITimeoutError
 
 
-def test_a_status_errors_fields_default_to_nothing_known():
+def test_status_error_defaults():
     error = APIStatusError("HTTP 500", task_id="a", status_code=500)
 
     assert (error.body, error.message, error.trace_id, error.retry_after) == ("", None, None, None)
 
 
-def test_a_task_error_names_id_end_message_code_and_trace_id_on_one_line():
+def test_task_error_names_all_on_one_line():
     assert str(TaskFailedError(FAILED)) == (
         r"task 'a' ended as 'failed': no\nGPU (code 17.0, trace id t\x1b1)"
     )
 
 
-def test_a_task_error_says_no_more_than_the_server_did():
+def test_task_error_leaves_out_what_is_missing():
     task = TaskResult("a", TaskStatus.CANCELLED, error_code=0)
 
     assert str(TaskCancelledError(task)) == "task 'a' ended as 'cancelled' (code 0)"
 
 
-def test_a_task_error_shows_the_servers_own_word_for_an_unknown_end():
+def test_task_error_shows_servers_word_for_unknown_end():
     task = TaskResult("a", TaskStatus.UNKNOWN, raw={"status": "exp\x1bloded"})
 
     assert str(TaskError(task)) == r"task 'a' ended as 'exp\\x1bloded'"
 
 
-def test_a_task_error_carries_the_id_that_was_asked_for():
+def test_task_error_carries_requested_id():
     error = TaskFailedError(FAILED, task_id="asked")
 
     assert (error.task_id, error.task.task_id) == ("asked", "a")
     assert str(error).startswith("task 'asked' ended")
 
 
-def test_a_task_errors_own_id_is_the_tasks_where_no_other_was_asked_for():
+def test_task_error_defaults_to_tasks_id():
     assert TaskFailedError(FAILED).task_id == "a"
 
 
-def test_a_wait_timeout_tells_what_it_waited_for_and_what_to_do():
+def test_wait_timeout_says_what_to_do():
     assert str(WaitTimeoutError("a", 600.0)) == (
         "task 'a' had not ended after 600 s; "
         "it may still be running: wait again, or with a longer timeout"
     )
 
 
-def test_a_wait_timeout_tells_the_last_answer_and_the_last_error():
+def test_wait_timeout_tells_last_answer_and_error():
     last = TaskResult("a", TaskStatus.PROCESSING, trace_id="t\n1")
     error = WaitTimeoutError("a", 0.5, last, APITimeoutError("slow", task_id="a"))
 
@@ -230,14 +230,14 @@ def test_a_wait_timeout_tells_the_last_answer_and_the_last_error():
     assert (error.task_id, error.timeout, error.last) == ("a", 0.5, last)
 
 
-def test_a_wait_timeout_leaves_out_a_trace_id_that_was_never_given():
+def test_wait_timeout_without_trace_id():
     error = WaitTimeoutError("a", 1.0, TaskResult("a", TaskStatus.PENDING))
 
     assert "last seen 'pending'; it may" in str(error)
 
 
 @pytest.mark.parametrize("error", ERRORS[3:], ids=lambda error: type(error).__name__)
-def test_ids_with_control_characters_are_escaped_in_messages(error):
+def test_control_characters_in_ids_are_escaped(error):
     twin = copy.copy(error)
     twin.task_id = "a\r\n\x1b[31m\u2028\x00\ud800b"
 
@@ -291,7 +291,7 @@ def test_each_status_has_its_class(status, cls):
         (529, True),
     ],
 )
-def test_only_some_statuses_pass_by_themselves(status, passing):
+def test_some_statuses_are_transient(status, passing):
     error = status_error_class(status)("HTTP", task_id="a", status_code=status)
 
     assert is_transient(error) is passing
@@ -299,7 +299,7 @@ def test_only_some_statuses_pass_by_themselves(status, passing):
 
 @pytest.mark.parametrize("transient", [True, False])
 @pytest.mark.parametrize("error", ERRORS[3:15], ids=lambda error: type(error).__name__)
-def test_a_mark_decides_whether_an_error_is_transient(error, transient):
+def test_mark_decides_whether_error_is_transient(error, transient):
     marked = mark_transient(copy.copy(error), transient)
 
     for each in (
@@ -317,7 +317,7 @@ def test_an_error_that_is_not_the_apis_has_no_mark():
     assert transient_mark(ValueError("odd")) is None
 
 
-def test_connection_faults_timeouts_and_malformed_answers_pass_by_themselves():
+def test_connection_and_validation_errors_are_transient():
     passing = [
         type(error)
         for error in ERRORS
@@ -338,7 +338,7 @@ def test_printable_cuts_long_text_and_says_so():
 
 
 @given(st.text(st.characters(), max_size=600))
-def test_printable_text_is_one_printable_line_of_bounded_length(text):
+def test_printable_text_is_one_bounded_line(text):
     shown = printable(text)
 
     assert shown.isprintable()

@@ -54,7 +54,7 @@ def test_a_task_with_an_end_status_is_done(word):
 
 
 @pytest.mark.parametrize("word", NOT_ENDS)
-def test_a_task_with_another_status_is_not_done_whatever_its_finished_at(word):
+def test_other_status_is_not_done_whatever_finished_at(word):
     assert not decode(status=word, finishedAt="2025-01-02T12:00:00Z").done
 
 
@@ -67,7 +67,7 @@ def test_only_a_completed_task_has_succeeded():
 @pytest.mark.parametrize(
     "word", ["queued", "succeeded", "", "COMPLETED", " completed", "unknown", "ä" * 100]
 )
-def test_a_status_that_is_not_known_is_unknown_and_no_end(word):
+def test_unknown_status_is_no_end(word):
     task = decode(status=word)
 
     assert task.status is TaskStatus.UNKNOWN
@@ -76,15 +76,15 @@ def test_a_status_that_is_not_known_is_unknown_and_no_end(word):
 
 
 @pytest.mark.parametrize("date", ["2025-01-02T12:00:00Z", "yesterday", 1735819200])
-def test_an_unknown_status_with_finished_at_is_an_end(date):
+def test_unknown_status_with_finished_at_is_an_end(date):
     assert decode(status="exploded", finishedAt=date).done
 
 
-def test_an_unknown_status_with_a_null_finished_at_is_no_end():
+def test_unknown_status_without_finished_at_is_no_end():
     assert not decode(status="exploded", finishedAt=None).done
 
 
-def test_an_unknown_status_is_an_end_too_where_the_result_was_made_by_hand():
+def test_unknown_status_by_hand_with_finished_at_is_an_end():
     assert TaskResult("a", TaskStatus.UNKNOWN, finished_at=NOON).done
 
 
@@ -107,7 +107,7 @@ def test_a_placeholder_date_is_not_an_end(value):
 @pytest.mark.parametrize(
     "value", [86400, 1735819200.5, 1735819200000, "1735819200", "1970-01-02T00:00:00Z"]
 )
-def test_a_real_date_ends_a_task_with_an_unknown_status(value):
+def test_real_date_ends_unknown_status(value):
     assert decode(status="exploded", finishedAt=value).done
 
 
@@ -121,12 +121,12 @@ def test_a_status_given_as_a_string_is_converted(status):
     assert task.succeeded is (status is TaskStatus.COMPLETED)
 
 
-def test_an_unknown_word_for_a_status_becomes_unknown():
+def test_unknown_status_word_becomes_unknown():
     assert TaskResult("a", "exploded").status is TaskStatus.UNKNOWN
 
 
 @pytest.mark.parametrize("status", [None, 7, b"completed", ["completed"]])
-def test_a_status_that_is_not_a_string_is_a_type_error(status):
+def test_status_of_wrong_type_is_a_type_error(status):
     with pytest.raises(TypeError, match="^status must be a string, not "):
         TaskResult("a", status)
 
@@ -135,7 +135,7 @@ def test_a_status_that_is_not_a_string_is_a_type_error(status):
 
 
 @pytest.mark.parametrize(("word", "cls"), [(word, cls) for word, cls in ENDS.items() if cls])
-def test_raise_for_status_raises_the_error_of_each_end(word, cls):
+def test_raise_for_status_raises_each_ends_error(word, cls):
     task = decode(status=word)
 
     with pytest.raises(TaskError) as caught:
@@ -145,7 +145,7 @@ def test_raise_for_status_raises_the_error_of_each_end(word, cls):
     assert caught.value.task is task
 
 
-def test_raise_for_status_raises_task_error_itself_for_an_unknown_end():
+def test_raise_for_status_of_unknown_end():
     with pytest.raises(TaskError) as caught:
         decode(status="exploded", finishedAt="2025-01-02T12:00:00Z").raise_for_status()
 
@@ -154,19 +154,19 @@ def test_raise_for_status_raises_task_error_itself_for_an_unknown_end():
 
 
 @pytest.mark.parametrize("word", ["completed", *NOT_ENDS, "exploded"])
-def test_raise_for_status_returns_a_task_that_completed_or_has_not_ended(word):
+def test_raise_for_status_returns_other_tasks(word):
     task = decode(status=word)
 
     assert task.raise_for_status() is task
 
 
-def test_an_error_made_for_a_task_carries_the_id_asked_for():
+def test_task_error_has_requested_id():
     error = task_error(decode(status="failed"), "asked")
 
     assert error.task_id == "asked"
 
 
-def test_result_as_converts_the_result_and_lets_the_converters_errors_through():
+def test_result_as_converts_and_propagates_errors():
     task = decode(status="completed", result={"n": "7"})
 
     assert task.result_as(lambda result: int(result["n"])) == 7
@@ -191,7 +191,7 @@ def test_elapsed_is_none_where_a_date_is_missing(missing):
     assert decode(**dates).elapsed is None
 
 
-def test_repr_shows_id_status_and_error_fields_but_neither_result_nor_raw():
+def test_repr_hides_result_and_raw():
     task = decode(
         status="failed",
         errorMessage="no\x1bGPU",
@@ -216,7 +216,7 @@ def test_repr_leaves_out_what_is_not_there():
     [TaskResult("a", TaskStatus.PENDING), Outcome("a", 0), ClientStats()],
     ids=lambda m: type(m).__name__,
 )
-def test_models_are_frozen_slotted_and_hashable_and_pickle(model):
+def test_models_are_frozen_slotted_hashable_picklable(model):
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         model.task_id = "b"
     assert not hasattr(model, "__dict__")
@@ -224,7 +224,7 @@ def test_models_are_frozen_slotted_and_hashable_and_pickle(model):
     assert pickle.loads(pickle.dumps(model)) == model
 
 
-def test_a_task_with_a_result_pickles_and_hashes_although_its_result_does_not_hash():
+def test_task_with_result_pickles_and_hashes():
     task = decode(status="completed", result={"imageUrls": ["x"]}, createdAt="2025-01-02T12:00:00Z")
 
     assert pickle.loads(pickle.dumps(task)) == task
@@ -256,7 +256,7 @@ def test_a_task_goes_through_json_and_back(raw):
     assert TaskResult.from_raw(json.loads(json.dumps(task.to_dict()))) == task
 
 
-def test_a_task_made_by_hand_becomes_the_fields_of_the_api():
+def test_to_dict_of_handmade_task_has_api_fields():
     task = TaskResult("a", "failed", [1], "no GPU", 7, NOON, NOON, "t")
 
     assert task.to_dict() == {
@@ -294,7 +294,7 @@ def test_from_raw_refuses_what_is_no_task(raw):
 
 
 @pytest.mark.parametrize("raw", [None, "task", b"{}", [("taskId", "a")]])
-def test_from_raw_of_something_else_than_a_mapping_is_a_type_error(raw):
+def test_from_raw_of_wrong_type_is_a_type_error(raw):
     with pytest.raises(TypeError, match="^raw must be a mapping, not "):
         TaskResult.from_raw(raw)
 
@@ -319,7 +319,7 @@ def test_a_small_result_is_kept(fields):
 @pytest.mark.parametrize(
     "result", ["x" * 17_000, "任" * 17_000, ["x"] * 9_000, [[[["x" * 2**20]]]]]
 )
-def test_a_large_result_of_an_unfinished_task_is_dropped(result):
+def test_large_unfinished_result_is_dropped(result):
     _, left = kept(result=result, errorMessage="no\ud800 GPU", new=[1])
     task = decode_task(left)
 
@@ -328,7 +328,7 @@ def test_a_large_result_of_an_unfinished_task_is_dropped(result):
 
 
 @pytest.mark.parametrize("new", ["1e999", "[" * 5000 + "]" * 5000])
-def test_an_answer_that_cannot_be_written_again_is_kept_whole(new, monkeypatch):
+def test_unwritable_answer_is_kept_whole(new, monkeypatch):
     result = "x" * 17_000
     body = f'{{"taskId": "a", "status": "processing", "new": {new}, "result": "{result}"}}'.encode()
     monkeypatch.setattr(_models, "orjson", None)
@@ -350,7 +350,7 @@ def nested(depth):
 # Outcomes.
 
 
-def test_an_outcome_with_a_completed_task_is_ok_and_unwraps_to_it():
+def test_outcome_of_completed_task_is_ok():
     task = TaskResult("a", TaskStatus.COMPLETED)
     outcome = Outcome("a", 3, task)
 
@@ -359,7 +359,7 @@ def test_an_outcome_with_a_completed_task_is_ok_and_unwraps_to_it():
 
 
 @pytest.mark.parametrize("task", [None, TaskResult("a", TaskStatus.PENDING)])
-def test_an_outcome_with_an_error_is_not_ok_and_unwraps_to_raising_it(task):
+def test_outcome_with_error_unwraps_to_raising_it(task):
     error = WaitTimeoutError("a", 1.0)
     outcome = Outcome("a", 3, task, error)
 
@@ -442,7 +442,7 @@ def test_decoding_needs_no_more_than_id_and_status():
         (b'{"taskId": "a\x00", "status": "pending"}', "Invalid control character"),
     ],
 )
-def test_what_is_no_task_is_a_value_error_that_says_why(body, problem):
+def test_malformed_task_is_a_value_error(body, problem):
     with pytest.raises(ValueError, match=problem):
         decode_task(body)
 
@@ -451,7 +451,7 @@ def test_a_byte_order_mark_may_lead():
     assert decode_task(b'\xef\xbb\xbf{"taskId": "a", "status": "pending"}').task_id == "a"
 
 
-def test_a_number_beyond_floats_is_taken_as_python_takes_it():
+def test_number_beyond_floats_is_infinite():
     assert parse_json(b"1e999") == math.inf
 
 
@@ -488,7 +488,7 @@ JSON = st.recursive(
 @example(b'"\x00"')
 @example(b"[1,]")
 @example(b"NaN")
-def test_orjson_reads_what_the_standard_library_reads(body):
+def test_orjson_equals_the_standard_library(body):
     assert parsed(body, _models.orjson) == parsed(body, None)
 
 
@@ -513,7 +513,7 @@ def test_orjson_is_not_needed():
 @pytest.mark.parametrize(
     ("name", "attribute"), [("errorMessage", "error_message"), ("traceId", "trace_id")]
 )
-def test_an_optional_field_that_is_no_string_is_none_and_stays_in_raw(name, attribute, value):
+def test_optional_field_of_wrong_type_stays_in_raw(name, attribute, value):
     task = decode(**{name: value})
 
     assert getattr(task, attribute) is None
@@ -528,7 +528,7 @@ def test_an_error_code_may_be_a_number_or_a_string(value, code):
 
 
 @pytest.mark.parametrize("value", [None, True, [7], {"code": 7}])
-def test_any_other_error_code_is_none_and_stays_in_raw(value):
+def test_error_code_of_wrong_type_stays_in_raw(value):
     task = decode(errorCode=value)
 
     assert task.error_code is None
@@ -567,7 +567,7 @@ def test_dates_come_out_aware_and_in_utc(text, date):
      ["2025-01-02"],
      "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2025-01-02T23:59:60Z"],
 )  # fmt: skip
-def test_a_date_that_cannot_be_read_is_none_and_stays_in_raw(value):
+def test_unreadable_date_stays_in_raw(value):
     task = decode(createdAt=value)
 
     assert task.created_at is None
@@ -583,7 +583,7 @@ def test_a_date_that_cannot_be_read_is_none_and_stays_in_raw(value):
         ),
     )
 )
-def test_every_iso_date_is_read_as_the_moment_it_names(date):
+def test_any_iso_date_is_read(date):
     task = decode(createdAt=date.isoformat())
 
     assert task.created_at == date
@@ -623,7 +623,7 @@ def test_optional_fields_never_sink_an_answer(answer):
 @given(
     st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace"))
 )
-def test_decoding_any_bytes_gives_a_task_or_a_value_error(body):
+def test_any_bytes_decode_or_raise_value_error(body):
     try:
         task = decode_task(body)
     except ValueError:

@@ -239,7 +239,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_no_fault_of_a_request_shows_the_key(nothing_told, fault):
+async def test_no_request_fault_shows_key(nothing_told, fault):
     async with serving(FAULTS[fault]) as (_, client):
         with pytest.raises(APIError) as caught:
             await client.get("a")
@@ -256,7 +256,7 @@ async def test_no_fault_of_a_submission_shows_the_key(nothing_told, fault):
     assert gives_away(everything(caught.value)) == []
 
 
-async def test_a_cancelled_submission_does_not_show_the_key(nothing_told):
+async def test_cancelled_submission_hides_key(nothing_told):
     async with serving(silence) as (server, client):
         submitting = asyncio.ensure_future(client.submit(VideoRequest("a cat")))
         await server.arrived.wait()
@@ -281,7 +281,7 @@ async def test_a_redirect_of_a_submission_is_not_followed(nothing_told):
 @pytest.mark.parametrize(
     "fault", ["reset", "no JSON", "401, key echoed as JSON", "500, key echoed as URL"]
 )
-async def test_no_error_of_a_wait_shows_the_key(nothing_told, verb, fault):
+async def test_no_wait_error_shows_key(nothing_told, verb, fault):
     async with serving(FAULTS[fault]) as (_, client):
         with pytest.raises(APIError) as caught:
             await verb(client)
@@ -289,7 +289,7 @@ async def test_no_error_of_a_wait_shows_the_key(nothing_told, verb, fault):
     assert gives_away(everything(caught.value)) == []
 
 
-async def test_a_refused_connection_does_not_show_the_key(nothing_told):
+async def test_refused_connection_hides_key(nothing_told):
     async with serving(b"") as (server, client):
         await server.__aexit__()
         with pytest.raises(APIConnectionError) as caught:
@@ -299,7 +299,7 @@ async def test_a_refused_connection_does_not_show_the_key(nothing_told):
     assert gives_away(everything(caught.value)) == []
 
 
-async def test_a_failed_tls_handshake_does_not_show_the_key_to_anybody(nothing_told):
+async def test_failed_tls_handshake_hides_key(nothing_told):
     async with serving(response(200, PENDING), tls=untrusted()) as (server, client):
         with pytest.raises(APIConnectionError, match="CERTIFICATE_VERIFY_FAILED") as caught:
             await client.get("a")
@@ -308,7 +308,7 @@ async def test_a_failed_tls_handshake_does_not_show_the_key_to_anybody(nothing_t
     assert gives_away(everything(caught.value)) == []
 
 
-async def test_a_request_that_takes_too_long_does_not_show_the_key(nothing_told):
+async def test_request_timeout_hides_key(nothing_told):
     async with serving(silence, request_timeout=0.05) as (_, client):
         with pytest.raises(APITimeoutError) as caught:
             await client.get("a")
@@ -316,7 +316,7 @@ async def test_a_request_that_takes_too_long_does_not_show_the_key(nothing_told)
     assert gives_away(everything(caught.value)) == []
 
 
-async def test_a_wait_that_takes_too_long_does_not_show_the_key(nothing_told):
+async def test_wait_timeout_hides_key(nothing_told):
     async with serving(FAULTS["500, key echoed as as it is"]) as (_, client):
         with pytest.raises(WaitTimeoutError) as caught:
             await client.wait("a", timeout=0.2)
@@ -326,7 +326,7 @@ async def test_a_wait_that_takes_too_long_does_not_show_the_key(nothing_told):
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
-async def test_a_cancelled_call_does_not_show_the_key(nothing_told, verb):
+async def test_cancelled_call_hides_key(nothing_told, verb):
     async with serving(silence) as (server, client):
         call = asyncio.create_task(verb(client))
         await server.arrived.wait()
@@ -347,7 +347,7 @@ async def strike_while_handling(request, interrupt):
         await interrupt()
 
 
-async def test_a_call_cancelled_while_an_error_is_handled_does_not_show_the_key(nothing_told):
+async def test_call_cancelled_in_error_handling_hides_key(nothing_told):
     async def strike(request, handler):
         arrived.set()
         await strike_while_handling(request, asyncio.Event().wait)
@@ -368,7 +368,7 @@ async def test_a_call_cancelled_while_an_error_is_handled_does_not_show_the_key(
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_in_the_middle_of_a_request_does_not_show_the_key(log, interrupt):
+def test_interrupt_hides_key(log, interrupt):
     async def interrupted():
         raise interrupt
 
@@ -389,7 +389,7 @@ def test_an_interrupt_in_the_middle_of_a_request_does_not_show_the_key(log, inte
     assert gives_away("\n".join(log.texts)) == []
 
 
-async def test_a_client_closed_in_the_middle_of_a_request_does_not_show_the_key(nothing_told):
+async def test_close_in_flight_hides_key(nothing_told):
     async with serving(silence) as (server, client):
         call = asyncio.create_task(client.get("a"))
         await server.arrived.wait()
@@ -400,7 +400,7 @@ async def test_a_client_closed_in_the_middle_of_a_request_does_not_show_the_key(
     assert gives_away(everything(caught.value)) == []
 
 
-async def test_a_refusal_after_a_renewal_shows_neither_key(nothing_told):
+async def test_refusal_after_renewal_hides_both_keys(nothing_told):
     keys = iter([f"{KEY}1", f"{KEY}2"])
     async with RawServer() as server:
         server.answers.extend(
@@ -423,7 +423,7 @@ def failing():
     raise VaultError("the vault is shut")
 
 
-async def test_a_key_function_that_fails_does_not_show_the_key_it_gave_before(nothing_told):
+async def test_failing_key_function_hides_earlier_key(nothing_told):
     keys = failing()
     async with (
         RawServer(response(401)) as server,
@@ -437,7 +437,7 @@ async def test_a_key_function_that_fails_does_not_show_the_key_it_gave_before(no
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("damage", ["\n", "\r\nX-Evil: 1", "\x00", "ключ"])
-async def test_a_malformed_key_from_a_function_is_not_shown(nothing_told, damage, asynchronous):
+async def test_malformed_key_from_function_is_hidden(nothing_told, damage, asynchronous):
     async def source():
         return KEY + damage
 
@@ -468,7 +468,7 @@ async def test_a_malformed_key_from_a_function_is_not_shown(nothing_told, damage
     ],
     ids=str,
 )
-def test_no_error_of_the_constructor_shows_the_key(monkeypatch, source, damage, options):
+def test_constructor_errors_hide_key(monkeypatch, source, damage, options):
     monkeypatch.setenv("MOUNTSEA_API_KEY", KEY + damage if source == "environment" else "unused")
     with pytest.raises((ValueError, TypeError)) as caught:
         TaskClient(KEY + damage if source == "argument" else None, **options)
@@ -481,7 +481,7 @@ def test_no_error_of_the_constructor_shows_the_key(monkeypatch, source, damage, 
     [lambda: KEY.encode(), lambda: [KEY], lambda: {"key": KEY}],
     ids=["bytes", "list", "dict"],
 )
-def test_a_key_of_a_wrong_type_is_not_shown(api_key):
+def test_key_of_wrong_type_is_hidden(api_key):
     with pytest.raises(TypeError, match="^api_key must be a string or a function, not ") as caught:
         TaskClient(api_key())
 
@@ -489,7 +489,7 @@ def test_a_key_of_a_wrong_type_is_not_shown(api_key):
 
 
 @pytest.mark.parametrize("name", ["as it is", *(name for name in ECHOES if "JSON" in name)])
-async def test_a_task_that_echoes_the_key_does_not_show_it(nothing_told, name):
+async def test_task_that_echoes_key_hides_it(nothing_told, name):
     fields = ("taskId", "status", "errorMessage", "errorCode", "traceId", "finishedAt", "result")
     body = "{" + ", ".join(f'"{field}": "{ECHOES[name]}"' for field in fields) + "}"
     async with serving(response(200, body.encode())) as (_, client):
@@ -500,7 +500,7 @@ async def test_a_task_that_echoes_the_key_does_not_show_it(nothing_told, name):
     assert gives_away(everything(caught.value) + repr(caught.value.task)) == []
 
 
-async def test_no_part_of_a_client_has_the_key_in_its_repr():
+async def test_no_repr_shows_key():
     keys = failing()
     async with (
         serving(response(200, PENDING)) as (server, fixed),
@@ -564,7 +564,7 @@ def parts_of(whole, seen=None):
     ],
 )
 @pytest.mark.parametrize("source", ["argument", "environment"])
-def test_the_key_goes_over_https_only_unless_to_loopback_or_by_leave(monkeypatch, source, base_url):
+def test_key_goes_over_https_only(monkeypatch, source, base_url):
     monkeypatch.setenv("MOUNTSEA_BASE_URL", base_url)
     given = base_url if source == "argument" else None
 
@@ -591,7 +591,7 @@ async def test_no_redirect_is_followed(status, verb):
     assert caught.value.status_code == status
 
 
-async def test_a_redirect_to_the_same_server_is_not_followed_either():
+async def test_redirect_to_same_server_is_not_followed():
     async with serving(response(302, b"", {"Location": "/xai/tasks?taskId=a"})) as (server, client):
         with pytest.raises(APIStatusError):
             await client.get("a")
@@ -599,9 +599,7 @@ async def test_a_redirect_to_the_same_server_is_not_followed_either():
         assert len(server.requests) == 1
 
 
-async def test_a_session_of_our_own_reads_no_netrc_and_no_proxy_from_the_environment(
-    tmp_path, monkeypatch
-):
+async def test_own_session_reads_no_netrc_and_no_proxy(tmp_path, monkeypatch):
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login them password pw\ndefault login them password pw\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -624,7 +622,7 @@ async def test_a_session_of_our_own_reads_no_netrc_and_no_proxy_from_the_environ
         assert proxy.requests == []
 
 
-async def test_a_session_of_our_own_keeps_no_cookies():
+async def test_own_session_sends_no_cookies():
     async with serving(response(200, PENDING, {"Set-Cookie": "session=1; Path=/"})) as (
         server,
         client,
@@ -640,7 +638,7 @@ def sources():
         yield path, ast.parse(path.read_text(encoding="utf-8"))
 
 
-def test_nothing_in_the_library_can_turn_tls_verification_off():
+def test_tls_verification_cannot_be_turned_off():
     switches = {
         "ssl",
         "verify",
@@ -668,7 +666,7 @@ def test_nothing_in_the_library_can_turn_tls_verification_off():
     assert not switches & set(inspect.signature(TaskClient).parameters)
 
 
-async def test_a_certificate_for_another_name_is_refused_also_on_a_borrowed_session():
+async def test_wrong_name_certificate_is_refused():
     authority = trustme.CA()
     theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("elsewhere.example").configure_cert(theirs)
@@ -687,14 +685,14 @@ async def test_a_certificate_for_another_name_is_refused_also_on_a_borrowed_sess
 @pytest.mark.parametrize(
     "copier", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda copier: copier.__name__
 )
-async def test_a_client_refuses_to_be_pickled_or_copied(copier):
+async def test_client_refuses_pickle_and_copy(copier):
     async with serving(response(200, PENDING)) as (_, client):
         with pytest.raises(TypeError, match="a TaskClient can't be pickled: it holds a key"):
             copier(client)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-async def test_neither_client_nor_stream_nor_watch_can_be_pickled(protocol):
+async def test_streams_refuse_pickle(protocol):
     async with serving(response(200, PENDING)) as (_, client):
         for it in (client, client.as_completed(["a"]), client.watch("a")):
             with pytest.raises(TypeError, match="pickle"):
@@ -706,7 +704,7 @@ async def test_neither_client_nor_stream_nor_watch_can_be_pickled(protocol):
 HOSTILE = 'x\x1b]0;owned\x07\r\n2025-01-01 ERROR root: forged\u2028\u202e\x00"'
 
 
-async def test_control_characters_from_the_server_are_escaped_in_errors():
+async def test_control_characters_are_escaped_in_errors():
     body = {"message": HOSTILE, "traceId": HOSTILE}
     async with serving(response(400, json.dumps(body).encode(), {"Location": "/\x1b[31m"})) as (
         _,
@@ -721,7 +719,7 @@ async def test_control_characters_from_the_server_are_escaped_in_errors():
     assert r"\x1b]0;owned\x07\r\n2025" in str(error)
 
 
-async def test_control_characters_of_a_task_are_escaped_in_its_repr_its_error_and_the_log(log):
+async def test_control_characters_of_tasks_are_escaped(log):
     body = {
         "taskId": HOSTILE,
         "status": HOSTILE,
@@ -740,7 +738,7 @@ async def test_control_characters_of_a_task_are_escaped_in_its_repr_its_error_an
         assert text.isprintable()
 
 
-async def test_control_characters_in_a_body_that_is_no_task_are_escaped():
+async def test_control_characters_in_malformed_bodies_are_escaped():
     async with serving(response(200, HOSTILE.encode())) as (_, client):
         with pytest.raises(APIResponseValidationError) as caught:
             await client.get("a")
@@ -749,7 +747,7 @@ async def test_control_characters_in_a_body_that_is_no_task_are_escaped():
     assert caught.value.body.isprintable()
 
 
-async def test_control_characters_in_an_id_are_escaped_in_errors_and_the_log(log):
+async def test_control_characters_in_requested_ids_are_escaped(log):
     async with serving(response(503)) as (_, client):
         with pytest.raises(ServerError) as caught:
             await client.get(HOSTILE)
@@ -798,7 +796,7 @@ async def test_a_result_is_never_evaluated():
     assert task.result == result
 
 
-def test_nothing_in_the_library_evaluates_or_unpickles():
+def test_nothing_evaluates_or_unpickles():
     risky = {
         "eval",
         "exec",
@@ -827,7 +825,7 @@ def test_nothing_in_the_library_evaluates_or_unpickles():
 # The page keeps to what is tested.
 
 
-def test_every_test_that_the_security_page_names_exists():
+def test_security_page_names_existing_tests():
     root = Path(__file__).parent
     page = (root.parent / "docs" / "security.md").read_text(encoding="utf-8")
     named = re.findall(r"`(test_\w+)\.py::(?:\w+::)?(test_\w+)`", page)
@@ -841,4 +839,4 @@ def test_every_test_that_the_security_page_names_exists():
     assert set(named) - there == set()
     assert {name for module, name in there if module == "test_security"} - {
         name for _, name in named
-    } == {"test_every_test_that_the_security_page_names_exists"}
+    } == {"test_security_page_names_existing_tests"}

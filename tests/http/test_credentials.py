@@ -33,14 +33,14 @@ def refusal(source):
 # Where the key comes from.
 
 
-def test_a_string_is_the_key():
+def test_string_is_the_key():
     credentials = Credentials("sk-1")
     credentials.check()
 
     assert (credentials.key, credentials.version, credentials.renewable) == ("sk-1", 0, False)
 
 
-def test_none_is_the_environments_key(monkeypatch):
+def test_none_means_the_environments_key(monkeypatch):
     monkeypatch.setenv("MOUNTSEA_API_KEY", "sk-env")
     credentials = Credentials(None)
     credentials.check()
@@ -48,20 +48,20 @@ def test_none_is_the_environments_key(monkeypatch):
     assert (credentials.key, credentials.renewable) == ("sk-env", False)
 
 
-def test_an_argument_goes_before_the_environment(monkeypatch):
+def test_argument_precedes_environment(monkeypatch):
     monkeypatch.setenv("MOUNTSEA_API_KEY", "sk-env")
 
     assert Credentials("sk-1").key == "sk-1"
 
 
-def test_no_key_at_all_says_where_one_may_stand():
+def test_missing_key_says_where_to_put_one():
     error = refusal(None)
 
     assert type(error) is ConfigurationError
     assert str(error) == "no API key: pass api_key or set $MOUNTSEA_API_KEY"
 
 
-def test_another_vendors_key_is_not_taken(monkeypatch):
+def test_other_vendors_key_is_not_read(monkeypatch):
     monkeypatch.setenv("XAI_API_KEY", "xai-1")
 
     assert "no API key" in str(refusal(None))
@@ -80,7 +80,7 @@ def test_another_vendors_key_is_not_taken(monkeypatch):
         ("sk-\ud800", "holds a character that is not ASCII"),
     ],
 )
-def test_a_malformed_key_is_refused_by_name_and_not_shown(monkeypatch, key, problem):
+def test_malformed_key_is_refused_and_hidden(monkeypatch, key, problem):
     error = refusal(key)
 
     assert type(error) is ConfigurationError
@@ -89,14 +89,14 @@ def test_a_malformed_key_is_refused_by_name_and_not_shown(monkeypatch, key, prob
 
 
 @pytest.mark.parametrize("key", ["", " ", "sk-1\n"])
-def test_a_malformed_key_in_the_environment_is_refused_by_the_variables_name(monkeypatch, key):
+def test_malformed_environment_key_is_refused(monkeypatch, key):
     monkeypatch.setenv("MOUNTSEA_API_KEY", key)
 
     assert str(refusal(None)).startswith("$MOUNTSEA_API_KEY ")
 
 
 @pytest.mark.parametrize("source", [7, b"sk-1", ["sk-1"], {}, 0, False])
-def test_a_source_of_another_type_is_a_type_error(source):
+def test_source_of_wrong_type_is_a_type_error(source):
     error = refusal(source)
 
     assert type(error) is TypeError
@@ -106,14 +106,14 @@ def test_a_source_of_another_type_is_a_type_error(source):
 # A function that gives the key.
 
 
-def test_a_function_is_not_called_before_its_key_is_needed():
+def test_function_is_called_on_first_need():
     credentials = Credentials(lambda: pytest.fail("called"))
     credentials.check()
 
     assert (credentials.key, credentials.renewable) == (None, True)
 
 
-async def test_renewing_takes_a_plain_functions_answer():
+async def test_renew_calls_plain_function():
     credentials = Credentials(lambda: "sk-1")
 
     await credentials.renew(0)
@@ -121,7 +121,7 @@ async def test_renewing_takes_a_plain_functions_answer():
     assert (credentials.key, credentials.version) == ("sk-1", 1)
 
 
-async def test_renewing_awaits_an_async_functions_answer():
+async def test_renew_awaits_async_function():
     async def source():
         await asyncio.sleep(0)
         return "sk-1"
@@ -132,7 +132,7 @@ async def test_renewing_awaits_an_async_functions_answer():
     assert (credentials.key, credentials.version) == ("sk-1", 1)
 
 
-async def test_renewing_takes_any_callable_and_any_awaitable():
+async def test_renew_takes_any_callable_and_awaitable():
     class Source:
         def __call__(self):
             return asyncio.ensure_future(asyncio.sleep(0, "sk-1"))
@@ -143,7 +143,7 @@ async def test_renewing_takes_any_callable_and_any_awaitable():
     assert credentials.key == "sk-1"
 
 
-async def test_renewals_of_the_same_version_at_once_share_one_call():
+async def test_concurrent_renewals_share_one_call():
     calls = 0
 
     async def source():
@@ -158,7 +158,7 @@ async def test_renewals_of_the_same_version_at_once_share_one_call():
     assert (calls, credentials.key, credentials.version) == (1, "sk-1", 1)
 
 
-async def test_a_renewal_of_a_version_already_replaced_calls_nothing():
+async def test_renewal_of_replaced_version_calls_nothing():
     keys = iter(["sk-1", "sk-2", "sk-3"])
     credentials = Credentials(lambda: next(keys))
     await credentials.renew(0)
@@ -169,7 +169,7 @@ async def test_a_renewal_of_a_version_already_replaced_calls_nothing():
     assert credentials.key == "sk-2"
 
 
-async def test_renewing_a_fixed_key_changes_nothing():
+async def test_renewing_fixed_key_changes_nothing():
     credentials = Credentials("sk-1")
 
     await credentials.renew(0)
@@ -178,7 +178,7 @@ async def test_renewing_a_fixed_key_changes_nothing():
 
 
 @pytest.mark.parametrize("answer", ["", "sk-2\n", "sk-ключ", None, 7, b"sk-2"])
-async def test_a_malformed_answer_is_refused_and_not_shown_and_the_old_key_kept(answer):
+async def test_malformed_renewal_keeps_the_old_key(answer):
     answers = iter(["sk-1", answer])
     credentials = Credentials(lambda: next(answers))
     await credentials.renew(0)
@@ -193,7 +193,7 @@ async def test_a_malformed_answer_is_refused_and_not_shown_and_the_old_key_kept(
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-async def test_a_functions_own_error_comes_through_and_the_next_renewal_calls_again(asynchronous):
+async def test_function_error_propagates_and_next_call_retries(asynchronous):
     calls = 0
 
     def fails_once():
@@ -215,7 +215,7 @@ async def test_a_functions_own_error_comes_through_and_the_next_renewal_calls_ag
     assert credentials.key == "sk-1"
 
 
-async def test_a_cancelled_renewal_leaves_the_next_one_free_to_call():
+async def test_cancelled_renewal_leaves_others_waiting():
     vault = asyncio.Event()
 
     async def source():
@@ -236,7 +236,7 @@ async def test_a_cancelled_renewal_leaves_the_next_one_free_to_call():
     assert credentials.key == "sk-1"
 
 
-async def test_a_failure_is_shared_by_those_who_wait():
+async def test_concurrent_callers_share_a_failure():
     calls = 0
 
     def fails():
@@ -254,7 +254,7 @@ async def test_a_failure_is_shared_by_those_who_wait():
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-async def test_a_cancelled_error_of_a_function_comes_through(asynchronous):
+async def test_cancelled_error_of_function_propagates(asynchronous):
     async def cancels():
         raise asyncio.CancelledError
 
@@ -282,7 +282,7 @@ async def hang_and_ignore_cancellation():
 
 
 @pytest.mark.parametrize("source", [hang, hang_and_ignore_cancellation])
-async def test_closing_ends_a_call_that_hangs(source):
+async def test_close_ends_a_hanging_call(source):
     credentials = Credentials(source)
     waits = [asyncio.create_task(credentials.renew(0)) for _ in range(3)]
     await asyncio.sleep(0.01)
@@ -297,14 +297,14 @@ async def test_closing_ends_a_call_that_hangs(source):
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_closing_without_a_call_ends_nothing():
+async def test_close_without_a_call_is_fine():
     credentials = Credentials("sk-1")
 
     credentials.close()
     await credentials.renew(0)
 
 
-async def test_the_call_ends_when_everybody_has_left():
+async def test_call_is_cancelled_when_the_last_caller_leaves():
     ended = asyncio.Event()
 
     async def source():
@@ -325,7 +325,7 @@ async def test_the_call_ends_when_everybody_has_left():
     await asyncio.wait_for(ended.wait(), 5)
 
 
-async def test_who_comes_after_everybody_has_left_makes_a_call_of_their_own():
+async def test_next_caller_after_all_left_calls_again():
     keys = iter([asyncio.Event().wait(), asyncio.sleep(0, "sk-2")])
     credentials = Credentials(lambda: next(keys))
     first = asyncio.create_task(credentials.renew(0))
@@ -338,7 +338,7 @@ async def test_who_comes_after_everybody_has_left_makes_a_call_of_their_own():
     assert (second.exception(), credentials.key, credentials.version) == (None, "sk-2", 1)
 
 
-async def test_a_failure_that_nobody_waits_for_any_more_is_not_complained_of():
+async def test_unwaited_failure_is_not_logged():
     async def source():
         try:
             await asyncio.Event().wait()
@@ -358,7 +358,7 @@ tenant = contextvars.ContextVar("tenant")
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-async def test_a_function_runs_in_the_contextvars_of_its_clients_making(asynchronous):
+async def test_function_runs_in_contextvars_of_construction(asynchronous):
     async def source():
         await asyncio.sleep(0)
         return f"sk-{tenant.get()}"
@@ -373,7 +373,7 @@ async def test_a_function_runs_in_the_contextvars_of_its_clients_making(asynchro
     assert tenant.get() == "two"
 
 
-async def test_a_function_runs_under_a_task_factory_of_the_old_form():
+async def test_function_runs_under_old_task_factory():
     loop = asyncio.get_running_loop()
     loop.set_task_factory(lambda loop, coro: asyncio.Task(coro, loop=loop))
     tenant.set("one")
@@ -402,17 +402,17 @@ ESCAPES = {
 
 
 @pytest.mark.parametrize("escape", ESCAPES.values(), ids=ESCAPES)
-def test_a_text_comes_back_without_the_key_however_it_is_escaped(escape):
+def test_key_is_redacted_from_text_in_any_escape(escape):
     assert Redactor(KEY).text(f"<{escape(KEY)}|{escape(KEY)}>") == "<[key]|[key]>"
 
 
-def test_a_text_without_the_key_comes_back_as_it_is():
+def test_text_without_key_is_unchanged():
     text = r"100 % &amp; \u0041 \/ %41"
 
     assert Redactor(KEY).text(text) == text
 
 
-def test_a_text_with_the_key_in_two_escapes_comes_back_without_either():
+def test_key_is_redacted_from_text_in_all_escapes():
     text = "".join(escape(KEY) + "\n" for escape in ESCAPES.values())
 
     assert Redactor(KEY).text(text) == "[key]\n" * len(ESCAPES)
@@ -426,7 +426,7 @@ def test_a_text_with_the_key_in_two_escapes_comes_back_without_either():
     ),
     st.sampled_from(sorted(ESCAPES)),
 )
-def test_no_key_survives_in_a_text_it_was_escaped_into(key, name):
+def test_no_escaped_key_survives_in_text(key, name):
     shown = Redactor(key).text(f"the key {ESCAPES[name](key)} was refused")
 
     assert "[key]" in shown
@@ -460,7 +460,7 @@ def escaped(key, draw):
     ),
     st.integers(0, 2),
 )
-def test_no_body_holds_the_key_in_any_form_of_json(data, key, nesting):
+def test_no_json_form_of_key_survives_in_body(data, key, nesting):
     text = escaped(key, data.draw)
     assert json.loads(f'"{text}"') == key
     for _ in range(nesting):
@@ -479,7 +479,7 @@ def test_several_secrets_are_redacted():
     assert redactor.body(b'"password\\/1" "sk-012345678\\u0039"') == b'"[key]" "[key]"'
 
 
-def test_redacting_a_large_body_takes_no_longer_than_parsing_it():
+def test_redacting_a_large_body_is_fast():
     body = json.dumps(["\u4efb\u52a1\u001b sk-liv\\ /"] * 300_000).encode()
     began = time.perf_counter()
     Redactor(KEY).body(body)
@@ -491,20 +491,20 @@ def test_redacting_a_large_body_takes_no_longer_than_parsing_it():
 
 
 @pytest.mark.parametrize("name", IN_JSON)
-def test_a_body_comes_back_without_the_key_and_is_still_json(name):
+def test_redacted_body_is_still_json(name):
     body = b'{"taskId": "%s"}' % ESCAPES[name](KEY).encode()
 
     assert Redactor(KEY).body(body) == b'{"taskId": "[key]"}'
 
 
-def test_a_body_without_the_key_is_not_copied():
+def test_body_without_key_is_not_copied():
     body = b"{}" * 100
 
     assert Redactor(KEY).body(body) is body
 
 
 @pytest.mark.parametrize("key", [None, "", "a", "7777777"])
-def test_a_key_too_short_to_be_one_is_left_where_it_stands(key):
+def test_short_key_is_not_redacted(key):
     redactor = Redactor(key)
 
     assert redactor.text("a banana: 7777777") == "a banana: 7777777"

@@ -59,7 +59,7 @@ def other_bytes(self, query):
         (lean._Loopback, "_create_connection", raises),
     ],
 )
-async def test_where_they_do_not_fit_ordinary_requests_are_sent(
+async def test_misfit_falls_back_to_ordinary_requests(
     server, unchecked, monkeypatch, cls, name, function
 ):
     transport = Transport(
@@ -79,7 +79,7 @@ async def test_where_they_do_not_fit_ordinary_requests_are_sent(
     assert server.target() == "/xai/tasks?taskId=a"
 
 
-async def test_calls_that_come_during_the_check_share_one_session(server, unchecked, make):
+async def test_calls_during_check_share_one_session(server, unchecked, make):
     lean._verdict = None
     transport = make()
 
@@ -149,7 +149,7 @@ async def test_a_connection_closed_while_idle_is_replaced(server, make):
 
 
 @pytest.mark.parametrize("state", ["closed", "closing", "holds an answer"])
-async def test_a_request_is_not_sent_on_an_unfit_connection(state):
+async def test_nothing_is_sent_on_unfit_connection(state):
     class Connection:
         class protocol:
             should_close = state == "holds an answer"
@@ -180,7 +180,7 @@ async def test_informational_answers_are_passed_over(server, make):
     assert (await make().fetch("a")).task.task_id == "a"
 
 
-async def test_a_head_that_is_not_http_is_a_connection_error(server, make):
+async def test_malformed_head_is_a_connection_error(server, make):
     server.default = b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n"
 
     with pytest.raises(APIConnectionError, match="header"):

@@ -77,7 +77,7 @@ NOT_PROXIES = [
 
 
 @pytest.mark.parametrize("given", ["", "proxy", "proxy:3128", "http://proxy\n", *NOT_PROXIES])
-def test_what_is_no_http_proxy_is_refused(given):
+def test_malformed_proxy_is_refused(given):
     with pytest.raises(ConfigurationError, match="^proxy must be .*http://host:port") as caught:
         TaskClient(KEY, proxy=given)
 
@@ -85,7 +85,7 @@ def test_what_is_no_http_proxy_is_refused(given):
 
 
 @pytest.mark.parametrize("given", NOT_PROXIES)
-def test_what_is_no_http_proxy_in_the_environment_is_refused_by_name(given, environment):
+def test_malformed_environment_proxy_is_refused(given, environment):
     environment("HTTPS_PROXY", given)
 
     with pytest.raises(ConfigurationError, match=r"^\$HTTPS_PROXY must be ") as caught:
@@ -110,7 +110,7 @@ async def test_a_borrowed_session_has_its_own_proxy(options):
 
 
 @pytest.mark.parametrize("damage", [{"api_key": "sk\n"}, {"max_concurrency": 0}, {"base_url": "x"}])
-def test_no_error_of_the_constructor_shows_the_proxys_password(damage):
+def test_constructor_errors_hide_proxy_password(damage):
     arguments = {"api_key": KEY, **damage}
     with pytest.raises(ValueError) as caught:
         TaskClient(arguments.pop("api_key"), proxy=f"http://{LOGIN}@proxy:1", **arguments)
@@ -148,7 +148,7 @@ def test_the_environments_proxy_is_found(environment, variables, url, expected):
     assert ProxySetting().for_url(url) is None
 
 
-def test_an_argument_goes_before_the_environment(environment):
+def test_argument_precedes_environment(environment):
     environment("HTTPS_PROXY", "http://other:1")
 
     assert ProxySetting("http://proxy:1", trust_env=True).for_url(API).url == "http://proxy:1"
@@ -182,9 +182,7 @@ async def test_a_plain_request_is_sent_to_the_proxy(proxy, login):
         assert proxy.header("Proxy-Authorization", request) == (login and SENT)
 
 
-async def test_the_proxy_of_the_environment_is_used_without_a_login_from_netrc(
-    proxy, environment, tmp_path
-):
+async def test_environment_proxy_without_netrc_login(proxy, environment, tmp_path):
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login them password pw\ndefault login them password pw\n")
     environment("NETRC", str(netrc))
@@ -197,7 +195,7 @@ async def test_the_proxy_of_the_environment_is_used_without_a_login_from_netrc(
 
 
 @pytest.mark.parametrize("login", [None, LOGIN])
-async def test_an_https_request_asks_for_a_tunnel_without_the_key(proxy, login):
+async def test_tunnel_is_requested_without_key(proxy, login):
     proxy.default = b"HTTP/1.1 503 No\r\n\r\n"
     async with client_by(proxy, "https://api.example", login) as client:
         with pytest.raises(APIConnectionError):
@@ -241,7 +239,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("base_url", ["https://api.example", "http://127.0.0.1:9"])
-async def test_an_error_names_the_proxy_and_hides_its_password(proxy, name, base_url):
+async def test_errors_name_proxy_and_hide_password(proxy, name, base_url):
     proxy.default, text = BROKEN[name]
     async with client_by(proxy, base_url, LOGIN) as client:
         with pytest.raises((APIConnectionError, APIStatusError)) as caught:
@@ -257,7 +255,7 @@ async def test_an_error_names_the_proxy_and_hides_its_password(proxy, name, base
 @pytest.mark.parametrize(
     ("login", "hint"), [(None, "wants a login"), (LOGIN, "refused the login in its URL")]
 )
-async def test_a_407_ends_a_wait_at_once_and_says_what_to_do(proxy, base_url, login, hint):
+async def test_407_ends_a_wait_and_says_what_to_do(proxy, base_url, login, hint):
     proxy.default = BROKEN["407"][0]
     async with client_by(proxy, base_url, login) as client:
         with pytest.raises((APIConnectionError, APIStatusError)) as caught:
@@ -278,7 +276,7 @@ async def test_a_proxy_that_is_gone_is_named(proxy):
     assert_hidden(caught.value)
 
 
-async def test_a_proxy_that_says_nothing_is_a_timeout_that_names_it(proxy):
+async def test_silent_proxy_times_out_and_is_named(proxy):
     proxy.default = silence
     async with client_by(proxy, "https://api.example", LOGIN, request_timeout=0.1) as client:
         with pytest.raises(APITimeoutError, match=f"through the proxy {proxy.url}") as caught:

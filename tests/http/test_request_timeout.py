@@ -30,7 +30,7 @@ async def request(deadlines, seconds):
     return ("late" if deadlines.stop(task) else "in time"), now()
 
 
-async def test_a_request_in_time_goes_on(deadlines):
+async def test_request_in_time_continues(deadlines):
     begun = now()
 
     assert await request(deadlines, 9.9) == ("in time", begun + 9.9)
@@ -65,14 +65,14 @@ async def test_no_timer_is_left_when_nothing_is_under_way(deadlines):
     assert asyncio.get_running_loop().timers_left() == []
 
 
-async def test_a_task_whose_time_ran_out_can_go_on(deadlines):
+async def test_task_continues_after_its_request_timed_out(deadlines):
     await request(deadlines, 60)
 
     assert asyncio.current_task().cancelling() == 0
     assert (await request(deadlines, 1))[0] == "in time"
 
 
-async def test_a_cancel_by_somebody_else_is_not_taken_for_the_end_of_time(deadlines):
+async def test_foreign_cancel_is_not_a_timeout(deadlines):
     task = asyncio.create_task(request(deadlines, 60))
     await asyncio.sleep(9)
 
@@ -83,7 +83,7 @@ async def test_a_cancel_by_somebody_else_is_not_taken_for_the_end_of_time(deadli
     assert asyncio.get_running_loop().timers_left() == []
 
 
-async def test_a_cancel_by_somebody_else_at_the_same_moment_goes_before(deadlines):
+async def test_foreign_cancel_at_the_same_moment_wins(deadlines):
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(request(deadlines, 60))
     await asyncio.sleep(0)
@@ -93,7 +93,7 @@ async def test_a_cancel_by_somebody_else_at_the_same_moment_goes_before(deadline
         await task
 
 
-async def test_a_cancel_from_before_counts_as_no_new_one(deadlines):
+async def test_earlier_cancel_does_not_count(deadlines):
     async def stubborn():
         try:
             await asyncio.sleep(60)

@@ -50,7 +50,7 @@ THE_APIS = [
 
 @pytest.mark.parametrize("body", FOREIGN)
 @pytest.mark.parametrize(("status", "cls"), [(403, PermissionDeniedError), (404, NotFoundError)])
-def test_a_foreign_error_page_is_transient_and_keeps_its_class(status, cls, body):
+def test_foreign_error_page_is_transient(status, cls, body):
     error = error_of(status, body)
 
     assert type(error) is cls
@@ -70,13 +70,13 @@ def test_the_apis_own_refusal_is_final(status, body):
 
 @pytest.mark.parametrize("status", [400, 401, 402, 405, 407, 410, 418, 422, 301, 304])
 @pytest.mark.parametrize("body", [*FOREIGN, *THE_APIS])
-def test_no_other_refusal_becomes_transient_by_its_body(status, body):
+def test_other_refusals_stay_final(status, body):
     assert not is_transient(error_of(status, body))
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 530])
 @pytest.mark.parametrize("body", [*FOREIGN, *THE_APIS])
-def test_what_is_transient_stays_so_whatever_its_body(status, body):
+def test_transient_statuses_stay_transient(status, body):
     assert is_transient(error_of(status, body))
 
 
@@ -168,7 +168,7 @@ def test_an_unknown_route_points_to_base_url(body, transient):
         KEY.replace("/", r"\u002f"),
     ],
 )
-def test_a_quoted_text_holds_no_key_and_no_part_of_it(body):
+def test_quoted_text_holds_no_part_of_key(body):
     error = error_of(403, body.encode())
 
     for text in (str(error), error.body, error.message or ""):

@@ -89,7 +89,7 @@ async def test_an_unasked_answer_shifts_no_later_one(serve, make):
     assert tasks == [f"task-{n}" for n in range(20)]
 
 
-async def test_an_answer_for_another_task_on_a_used_connection_is_asked_for_again(serve, make):
+async def test_wrong_task_on_used_connection_is_asked_again(serve, make):
     server = await serve(shifted("other"))
     transport = make(server.url)
 
@@ -112,7 +112,7 @@ async def test_a_new_connections_answer_is_taken_as_it_is(serve, make):
     assert server.asked == [("a", 1, 1), ("b", 1, 2), ("b", 2, 1)]
 
 
-async def test_an_error_in_place_of_the_second_answer_is_raised(serve, make):
+async def test_error_in_place_of_second_answer_is_raised(serve, make):
     def play(task_id, connection, turn):
         return [answer(task_id) if turn == 1 == connection else answer("other")]
 

@@ -64,7 +64,7 @@ async def failure(transport, cls, task_id="a"):
 # What is sent.
 
 
-async def test_a_request_is_one_get_with_the_key_and_who_asks(server, transport):
+async def test_request_is_one_get_with_key_and_agent(server, transport):
     await transport.fetch("a")
 
     assert server.requests[0].startswith(b"GET /xai/tasks?taskId=a HTTP/1.1\r\n")
@@ -77,7 +77,7 @@ async def test_a_request_is_one_get_with_the_key_and_who_asks(server, transport)
     assert server.header("Content-Length") is None
 
 
-async def test_a_user_agent_goes_in_front_of_the_librarys_own(server, make):
+async def test_user_agent_precedes_own(server, make):
     await make(user_agent="shop/1.0").fetch("a")
 
     assert server.header("User-Agent").startswith(f"shop/1.0 xai-tasks/{__version__} ")
@@ -108,7 +108,7 @@ async def test_a_user_agent_goes_in_front_of_the_librarys_own(server, make):
     )
     | st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 )
-async def test_any_id_reaches_the_server_as_it_is_in_one_parameter(server, transport, task_id):
+async def test_any_id_is_sent_as_one_parameter(server, transport, task_id):
     await transport.fetch(task_id)
 
     path, _, query = server.target().partition("?")
@@ -119,7 +119,7 @@ async def test_any_id_reaches_the_server_as_it_is_in_one_parameter(server, trans
 
 
 @pytest.mark.parametrize("task_id", ["\ud800", "a\udfff"])
-async def test_an_id_that_no_url_can_hold_is_refused_before_any_request(server, transport, task_id):
+async def test_unencodable_id_is_refused_before_any_request(server, transport, task_id):
     error = await failure(transport, InvalidTaskIdError, task_id)
 
     assert "lone surrogate" in str(error)
@@ -138,13 +138,13 @@ async def test_an_id_that_no_url_can_hold_is_refused_before_any_request(server, 
         ("/ü", "/%C3%BC/xai/tasks"),
     ],
 )
-async def test_a_path_in_the_base_url_is_kept(server, make, given, path):
+async def test_base_url_path_is_kept(server, make, given, path):
     await make(check_base_url(server.url + given, allow_insecure_http=False)).fetch("a")
 
     assert server.target() == f"{path}?taskId=a"
 
 
-async def test_a_renewed_key_is_the_one_that_is_sent(server, make):
+async def test_renewed_key_is_sent(server, make):
     keys = iter(["sk-first-key", "sk-second-key"])
     credentials = Credentials(lambda: next(keys))
     transport = make(credentials=credentials)
@@ -161,9 +161,7 @@ async def test_a_renewed_key_is_the_one_that_is_sent(server, make):
 # Good answers.
 
 
-async def test_an_answer_comes_back_with_its_bytes_and_what_the_server_says_of_time(
-    server, transport
-):
+async def test_answer_has_body_and_times(server, transport):
     server.default = response(
         200, PENDING, {"Date": "Thu, 02 Jan 2025 12:00:00 GMT", "Retry-After": "7"}
     )
@@ -174,13 +172,13 @@ async def test_an_answer_comes_back_with_its_bytes_and_what_the_server_says_of_t
     assert (look.body, look.server_time, look.retry_after) == (PENDING, NOON.timestamp(), 7.0)
 
 
-async def test_an_answer_without_times_has_none(transport):
+async def test_answer_without_times_has_none(transport):
     look = await transport.fetch("a")
 
     assert (look.server_time, look.retry_after) == (None, None)
 
 
-async def test_each_answers_date_is_its_own(server, transport):
+async def test_each_answer_has_its_own_date(server, transport):
     dates = [
         "Thu, 02 Jan 2025 12:00:00 GMT",
         "Thu, 02 Jan 2025 12:00:00 GMT",
@@ -195,7 +193,7 @@ async def test_each_answers_date_is_its_own(server, transport):
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 203, 206, 299])
-async def test_any_2xx_with_a_task_is_an_answer(server, transport, status):
+async def test_any_2xx_with_a_task_is_accepted(server, transport, status):
     server.default = response(status, PENDING)
 
     assert (await transport.fetch("a")).task.task_id == "a"
@@ -205,14 +203,14 @@ async def test_any_2xx_with_a_task_is_an_answer(server, transport, status):
     "content_type",
     ["", "text/html", "application/octet-stream", "application/json; charset=gbk", "???"],
 )
-async def test_the_content_type_does_not_matter(server, transport, content_type):
+async def test_content_type_does_not_matter(server, transport, content_type):
     body = '{"taskId": "任务", "status": "pending"}'.encode()
     server.default = response(200, body, content_type=content_type)
 
     assert (await transport.fetch("a")).task.task_id == "任务"
 
 
-async def test_a_byte_order_mark_is_no_obstacle(server, transport):
+async def test_byte_order_mark_is_accepted(server, transport):
     server.default = response(200, b"\xef\xbb\xbf" + PENDING)
 
     assert (await transport.fetch("a")).task.task_id == "a"
@@ -221,13 +219,13 @@ async def test_a_byte_order_mark_is_no_obstacle(server, transport):
 @pytest.mark.parametrize(
     ("coding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
 )
-async def test_a_compressed_answer_is_decompressed(server, transport, coding, compress):
+async def test_compressed_answer_is_decompressed(server, transport, coding, compress):
     server.default = response(200, compress(PENDING), {"Content-Encoding": coding})
 
     assert (await transport.fetch("a")).body == PENDING
 
 
-async def test_an_answer_in_many_pieces_is_put_together(server, transport):
+async def test_chunked_answer_is_joined(server, transport):
     body = json.dumps({"taskId": "a", "status": "completed", "result": "x" * 300_000}).encode()
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     chunks = (body[i : i + 1000] for i in range(0, len(body), 1000))
@@ -238,7 +236,7 @@ async def test_an_answer_in_many_pieces_is_put_together(server, transport):
     assert (await transport.fetch("a")).body == body
 
 
-async def test_a_connection_is_kept_for_the_next_request(server, transport):
+async def test_connection_is_reused(server, transport):
     ports = []
 
     async def keep_alive(reader, writer):
@@ -278,9 +276,7 @@ async def test_a_connection_is_kept_for_the_next_request(server, transport):
         (response(200, b'{"taskId": "\xff"}'), "invalid start byte"),
     ],
 )
-async def test_an_answer_that_is_no_task_is_a_validation_error_that_shows_its_beginning(
-    server, transport, answer, problem
-):
+async def test_validation_error_shows_beginning_of_body(server, transport, answer, problem):
     server.default = answer
 
     error = await failure(transport, APIResponseValidationError)
@@ -296,7 +292,7 @@ async def test_an_answer_that_is_no_task_is_a_validation_error_that_shows_its_be
 
 
 @pytest.mark.parametrize("excess", [0, 1])
-async def test_a_body_may_be_as_large_as_the_cap_and_no_larger(server, make, excess):
+async def test_body_size_is_capped(server, make, excess):
     transport = make(max_bytes=len(PENDING) - excess)
 
     if excess:
@@ -313,7 +309,7 @@ def gzip_bomb(mebibytes):
 
 
 @pytest.mark.parametrize(("status", "cls"), [(200, APIResponseValidationError), (503, ServerError)])
-async def test_a_gzip_bomb_is_stopped_while_it_is_being_read(server, transport, status, cls):
+async def test_gzip_bomb_is_stopped_while_reading(server, transport, status, cls):
     server.default = response(status, gzip_bomb(200), {"Content-Encoding": "gzip"})
     tracemalloc.start()
     try:
@@ -356,7 +352,7 @@ async def test_the_request_timeout_holds_for_gzip_bombs(server, make):
 
 
 @pytest.mark.parametrize("sizes", [[1, 2**17], [2**17], [1] * 40, [2**16, 2**16]])
-async def test_of_a_body_that_is_too_large_the_beginning_is_shown(server, make, sizes):
+async def test_too_large_body_shows_its_beginning(server, make, sizes):
     text = b"".join(b"%x" % (n % 16) for n in range(sum(sizes)))
 
     async def in_pieces(reader, writer):
@@ -375,7 +371,7 @@ async def test_of_a_body_that_is_too_large_the_beginning_is_shown(server, make, 
 
 
 @pytest.mark.parametrize(("status", "cls"), [(200, APIResponseValidationError), (500, ServerError)])
-async def test_an_endless_body_is_cut_off_and_its_connection_closed(server, transport, status, cls):
+async def test_endless_body_is_cut_and_connection_closed(server, transport, status, cls):
     gone = asyncio.Event()
 
     async def endless(reader, writer):
@@ -430,9 +426,7 @@ async def test_an_endless_body_is_cut_off_and_its_connection_closed(server, tran
         (b"[" * 60_000, "[" * 120 + "…"),
     ],
 )  # fmt: skip
-async def test_the_servers_words_are_found_whatever_the_shape_of_the_body(
-    server, transport, body, message
-):
+async def test_server_message_is_found_in_any_shape(server, transport, body, message):
     server.default = response(400, body)
 
     error = await failure(transport, BadRequestError)
@@ -455,7 +449,7 @@ async def test_the_servers_words_are_found_whatever_the_shape_of_the_body(
         (b'["traceId"]', None),
     ],
 )
-async def test_the_trace_id_is_found_and_named(server, transport, body, trace_id):
+async def test_trace_id_is_found_and_named(server, transport, body, trace_id):
     server.default = response(500, body)
 
     error = await failure(transport, ServerError)
@@ -464,7 +458,7 @@ async def test_the_trace_id_is_found_and_named(server, transport, body, trace_id
     assert ("(trace id" in str(error)) is (trace_id is not None)
 
 
-async def test_a_status_errors_message_tells_all_that_is_known(server, transport):
+async def test_status_error_tells_all_it_knows(server, transport):
     server.default = response(
         429, b'{"message": "slow down", "traceId": "t1"}', {"Retry-After": "1.5"}
     )
@@ -484,14 +478,14 @@ async def test_a_status_errors_message_tells_all_that_is_known(server, transport
         (404, NotFoundError, "check the id, and that the key belongs to the account that made it"),
     ],
 )
-async def test_a_refusal_says_what_to_check(server, transport, status, cls, hint):
+async def test_refusal_says_what_to_check(server, transport, status, cls, hint):
     server.default = response(status)
 
     assert hint in str(await failure(transport, cls))
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_never_followed_and_told(server, make, status):
+async def test_redirect_is_told_and_not_followed(server, make, status):
     async with RawServer(response(200, PENDING)) as elsewhere:
         server.default = response(status, b"", {"Location": f"{elsewhere.url}/\x1b"})
 
@@ -506,13 +500,13 @@ async def test_a_redirect_is_never_followed_and_told(server, make, status):
 
 
 @pytest.mark.parametrize("status", [300, 304])
-async def test_a_3xx_that_leads_nowhere_is_a_plain_status_error(server, transport, status):
+async def test_3xx_without_location_is_a_status_error(server, transport, status):
     server.default = response(status)
 
     assert str(await failure(transport, APIStatusError)) == f"task 'a': HTTP {status}"
 
 
-async def test_switching_protocols_is_a_plain_status_error(server, transport):
+async def test_switching_protocols_is_a_status_error(server, transport):
     server.default = b"HTTP/1.1 101 Yes\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"
 
     assert (await failure(transport, APIStatusError)).status_code == 101
@@ -542,7 +536,7 @@ async def test_switching_protocols_is_a_plain_status_error(server, transport):
         pytest.param(response(200, b"no gzip", {"Content-Encoding": "gzip"}), id="no gzip"),
     ],
 )  # fmt: skip
-async def test_a_fault_on_the_wire_is_a_connection_error(server, transport, answer):
+async def test_wire_fault_is_a_connection_error(server, transport, answer):
     server.default = answer
 
     error = await failure(transport, APIConnectionError)
@@ -553,7 +547,7 @@ async def test_a_fault_on_the_wire_is_a_connection_error(server, transport, answ
     assert (await transport.fetch("a")).task.task_id == "a"
 
 
-async def test_a_refused_connection_is_a_connection_error_that_names_the_place(server, transport):
+async def test_refused_connection_names_the_host(server, transport):
     await server.__aexit__()
 
     error = await failure(transport, APIConnectionError)
@@ -561,7 +555,7 @@ async def test_a_refused_connection_is_a_connection_error_that_names_the_place(s
     assert "ClientConnectorError: Cannot connect to host 127.0.0.1" in str(error)
 
 
-async def test_a_name_that_does_not_resolve_is_a_connection_error(make):
+async def test_unresolvable_name_is_a_connection_error(make):
     error = await failure(make("https://nowhere.invalid"), APIConnectionError)
 
     assert "nowhere.invalid" in str(error)
@@ -588,7 +582,7 @@ def _raises(error):
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_whatever_the_http_library_lets_through_is_a_connection_error(make, fault, text):
+async def test_any_library_error_is_a_connection_error(make, fault, text):
     async with aiohttp.ClientSession(middlewares=[_raises(fault)]) as session:
         error = await failure(make(session=session), APIConnectionError)
 
@@ -596,7 +590,7 @@ async def test_whatever_the_http_library_lets_through_is_a_connection_error(make
     assert "no whole answer within" not in str(error)
 
 
-async def test_an_unfit_certificate_is_a_connection_error():
+async def test_untrusted_certificate_ends_at_once_with_a_hint():
     authority = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -618,7 +612,7 @@ async def test_an_unfit_certificate_is_a_connection_error():
     assert server.requests == []
 
 
-async def test_a_trusted_certificate_is_taken(make):
+async def test_trusted_certificate_is_accepted(make):
     authority = trustme.CA()
     theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(theirs)
@@ -637,7 +631,7 @@ async def test_a_trusted_certificate_is_taken(make):
 
 
 @pytest.mark.parametrize("where", ["before the answer", "inside the headers", "inside the body"])
-async def test_a_stalled_answer_is_a_timeout(server, make, where):
+async def test_stalled_answer_times_out(server, make, where):
     whole = response(200, PENDING)
     sent = {"before the answer": 0, "inside the headers": 20, "inside the body": len(whole) - 3}[
         where
@@ -656,7 +650,7 @@ async def test_a_stalled_answer_is_a_timeout(server, make, where):
     assert (await transport.fetch("a")).task.task_id == "a"
 
 
-async def test_an_answer_that_drips_is_a_timeout_though_something_always_comes(server, make):
+async def test_dripping_answer_times_out(server, make):
     async def drip(reader, writer):
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
         while True:
@@ -671,7 +665,7 @@ async def test_an_answer_that_drips_is_a_timeout_though_something_always_comes(s
     assert time.monotonic() - begun < 10
 
 
-async def test_connecting_counts_into_the_timeout(server, make):
+async def test_connecting_counts_toward_timeout(server, make):
     class NeverResolves(aiohttp.abc.AbstractResolver):
         async def resolve(self, *args, **kwargs):
             await asyncio.Event().wait()
@@ -687,7 +681,7 @@ async def test_connecting_counts_into_the_timeout(server, make):
         )
 
 
-async def test_cancellation_passes_through_and_closes_the_connection(server, transport):
+async def test_cancellation_closes_the_connection(server, transport):
     gone = asyncio.Event()
 
     async def stall(reader, writer):
@@ -706,7 +700,7 @@ async def test_cancellation_passes_through_and_closes_the_connection(server, tra
     await asyncio.wait_for(gone.wait(), 10)
 
 
-async def test_a_timeout_of_the_callers_own_stays_its_own(server, transport):
+async def test_callers_own_timeout_is_kept(server, transport):
     server.default = silence
 
     with pytest.raises(TimeoutError) as caught:
@@ -717,7 +711,7 @@ async def test_a_timeout_of_the_callers_own_stays_its_own(server, transport):
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_passes_through(interrupt):
+def test_interrupt_propagates(interrupt):
     async def main():
         async with aiohttp.ClientSession(middlewares=[_raises(interrupt())]) as session:
             transport = Transport(
@@ -737,7 +731,7 @@ def test_an_interrupt_passes_through(interrupt):
 # Closing.
 
 
-async def test_a_closed_transport_asks_nothing_and_closing_twice_is_fine(server, transport):
+async def test_closed_transport_sends_nothing(server, transport):
     await transport.fetch("a")
     await transport.close()
     await transport.close()
@@ -746,13 +740,13 @@ async def test_a_closed_transport_asks_nothing_and_closing_twice_is_fine(server,
     assert len(server.requests) == 1
 
 
-async def test_a_transport_never_used_closes_too(transport):
+async def test_unused_transport_closes(transport):
     await transport.close()
 
     assert transport.closed
 
 
-async def test_closing_ends_a_request_under_way(server, transport):
+async def test_close_ends_a_request_in_flight(server, transport):
     server.default = silence
     fetch = asyncio.create_task(transport.fetch("a\n"))
     await server.arrived.wait()
@@ -768,7 +762,7 @@ async def test_closing_ends_a_request_under_way(server, transport):
 # A borrowed session.
 
 
-async def test_a_borrowed_session_is_used_and_never_closed(server, make):
+async def test_borrowed_session_is_never_closed(server, make):
     async with aiohttp.ClientSession() as session:
         transport = make(session=session)
         await transport.fetch("a")
@@ -779,14 +773,14 @@ async def test_a_borrowed_session_is_used_and_never_closed(server, make):
             assert answer.status == 200
 
 
-async def test_a_borrowed_session_that_is_closed_is_told_apart(make):
+async def test_closed_borrowed_session_is_told_apart(make):
     async with aiohttp.ClientSession() as session:
         transport = make(session=session)
 
     assert "the borrowed session is closed" in str(await failure(transport, ClientClosedError))
 
 
-async def test_a_borrowed_session_closed_during_a_request_is_a_connection_error_first(server, make):
+async def test_borrowed_session_closed_in_flight(server, make):
     server.default = silence
     session = aiohttp.ClientSession()
     transport = make(session=session)
@@ -823,7 +817,7 @@ async def watch(client):
 
 
 @pytest.mark.parametrize("verb", [get, wait, wait_all, as_completed, watch])
-def test_a_borrowed_session_of_another_loop_is_refused_at_once(verb):
+def test_borrowed_session_of_another_loop_is_refused(verb):
     async def make_session():
         return aiohttp.ClientSession()
 
@@ -903,7 +897,7 @@ async def refuse_all(response):
     ids=lambda defaults: ",".join(defaults),
 )
 @pytest.mark.filterwarnings("ignore:The 'auth' parameter is deprecated:DeprecationWarning")
-async def test_a_borrowed_sessions_own_defaults_do_not_break_a_request(server, make, defaults):
+async def test_borrowed_defaults_break_no_request(server, make, defaults):
     async def late(reader, writer):
         await asyncio.sleep(0.02)
         writer.write(response(200, gzip.compress(PENDING), {"Content-Encoding": "gzip"}))
@@ -927,9 +921,7 @@ async def test_a_borrowed_sessions_own_defaults_do_not_break_a_request(server, m
         assert server.target(request) == "/xai/tasks?taskId=a%20b%26c"
 
 
-async def test_a_borrowed_session_that_trusts_the_environment_still_sends_our_key(
-    server, make, tmp_path, monkeypatch
-):
+async def test_borrowed_trust_env_session_sends_our_key(server, make, tmp_path, monkeypatch):
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login them password pw\ndefault login them password pw\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -940,7 +932,7 @@ async def test_a_borrowed_session_that_trusts_the_environment_still_sends_our_ke
 
 
 @pytest.mark.filterwarnings("ignore:The 'auth' parameter is deprecated:DeprecationWarning")
-async def test_a_borrowed_sessions_middlewares_run_beside_our_own(server, make):
+async def test_borrowed_middlewares_run(server, make):
     seen = []
 
     async def tag(request, handler):
@@ -959,7 +951,7 @@ async def test_a_borrowed_sessions_middlewares_run_beside_our_own(server, make):
 # The transport's own session.
 
 
-async def test_the_own_session_keeps_no_cookies(server, transport):
+async def test_own_session_keeps_no_cookies(server, transport):
     server.answers.append(response(200, PENDING, {"Set-Cookie": "session=1; Path=/"}))
 
     await transport.fetch("a")
@@ -968,9 +960,7 @@ async def test_the_own_session_keeps_no_cookies(server, transport):
     assert [server.header("Cookie", request) for request in (0, 1)] == [None, None]
 
 
-async def test_the_own_session_reads_neither_netrc_nor_proxies_from_the_environment(
-    server, transport, tmp_path, monkeypatch
-):
+async def test_own_session_ignores_netrc_and_proxies(server, transport, tmp_path, monkeypatch):
     netrc = tmp_path / "netrc"
     netrc.write_text("default login them password pw\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -991,7 +981,7 @@ async def test_the_own_session_reads_neither_netrc_nor_proxies_from_the_environm
     assert server.header("Authorization") == f"Bearer {KEY}"
 
 
-async def test_the_own_session_opens_as_many_connections_as_it_is_asked_for(server, transport):
+async def test_own_session_has_no_connection_limit(server, transport):
     async def hold(reader, writer):
         await everybody.wait()
         writer.write(response(200, PENDING))
@@ -1008,7 +998,7 @@ async def test_the_own_session_opens_as_many_connections_as_it_is_asked_for(serv
 
 
 @pytest.mark.parametrize("session", ["session", object(), aiohttp.ClientSession])
-async def test_a_session_that_is_none_is_refused_by_name(make, session):
+async def test_wrong_session_is_a_type_error(make, session):
     with pytest.raises(TypeError, match=r"^session must be an aiohttp\.ClientSession, not "):
         make(session=session)
 
@@ -1023,7 +1013,7 @@ async def test_a_session_that_is_none_is_refused_by_name(make, session):
         ("лавка", ValueError),
     ],
 )
-async def test_a_user_agent_that_fits_no_header_is_refused_by_name(make, user_agent, error):
+async def test_invalid_user_agent_is_refused(make, user_agent, error):
     with pytest.raises(error, match="^user_agent must be "):
         make(user_agent=user_agent)
 
@@ -1045,7 +1035,7 @@ async def test_a_user_agent_that_fits_no_header_is_refused_by_name(make, user_ag
         ("http://[::1]:8080", "http://[::1]:8080"),
     ],
 )
-def test_a_base_url_is_taken_without_its_last_slash(given, base_url):
+def test_base_url_loses_trailing_slash(given, base_url):
     assert check_base_url(given, allow_insecure_http=False) == base_url
 
 
@@ -1057,7 +1047,7 @@ def test_a_base_url_is_taken_without_its_last_slash(given, base_url):
      "https://host ", " https://host", "https://host\n", "https://host/\x00", "https://host/\x1b[31m",
      "https://ho\\st", "https://host/\u2028"],
 )  # fmt: skip
-def test_what_is_no_base_url_is_refused_by_name(base_url):
+def test_malformed_base_url_is_refused(base_url):
     with pytest.raises(
         ConfigurationError, match="^base_url must be like https://host or https://host/prefix$"
     ):
@@ -1068,7 +1058,7 @@ def test_what_is_no_base_url_is_refused_by_name(base_url):
     "base_url",
     ["https://user@host", "https://user:pw@host", "https://:pw@host", "http://127.0.0.1@host"],
 )
-def test_credentials_in_a_base_url_are_refused_and_not_shown(base_url):
+def test_credentials_in_base_url_are_refused(base_url):
     with pytest.raises(
         ConfigurationError, match="^base_url must not hold credentials: pass the key as api_key$"
     ):
@@ -1086,7 +1076,7 @@ def test_credentials_in_a_base_url_are_refused_and_not_shown(base_url):
         "https://host?/",
     ],
 )
-def test_a_query_or_a_fragment_in_a_base_url_is_refused(base_url):
+def test_query_or_fragment_in_base_url_is_refused(base_url):
     with pytest.raises(ConfigurationError, match="^base_url must not have a query or a fragment$"):
         check_base_url(base_url, allow_insecure_http=True)
 
@@ -1097,7 +1087,7 @@ def test_a_query_or_a_fragment_in_a_base_url_is_refused(base_url):
      "localhost.example", "[::2]",
      "2130706433"],
 )  # fmt: skip
-def test_plain_http_beyond_loopback_needs_to_be_allowed(host):
+def test_plain_http_must_be_allowed(host):
     with pytest.raises(
         ConfigurationError,
         match="^base_url would send the key over plain http to .*allow_insecure_http=True$",
@@ -1107,7 +1097,7 @@ def test_plain_http_beyond_loopback_needs_to_be_allowed(host):
 
 
 @pytest.mark.parametrize("base_url", [None, 7, b"https://host"])
-def test_a_base_url_that_is_no_string_is_a_type_error(base_url):
+def test_base_url_of_wrong_type_is_a_type_error(base_url):
     with pytest.raises(TypeError, match="^base_url must be a string, not "):
         check_base_url(base_url, allow_insecure_http=True)
 
@@ -1115,7 +1105,7 @@ def test_a_base_url_that_is_no_string_is_a_type_error(base_url):
 # Retry-After.
 
 
-async def test_a_date_on_the_wire_counts_from_the_answers_own_date(server, transport):
+async def test_retry_after_date_counts_from_answer_date(server, transport):
     server.default = response(
         503,
         b"",
@@ -1128,7 +1118,7 @@ async def test_a_date_on_the_wire_counts_from_the_answers_own_date(server, trans
 # What an echo of the key leaves behind; the whole list is in test_security.
 
 
-async def test_an_answer_to_an_old_key_is_searched_for_the_old_key(server, make):
+async def test_old_key_is_redacted_from_its_answer(server, make):
     keys = iter(["sk-the-old-key", "sk-the-new-key"])
     credentials = Credentials(lambda: next(keys))
     await credentials.renew(0)

@@ -63,7 +63,7 @@ async def test_the_timeout_cuts_a_request():
     assert transport.aborted() == ["a"]
 
 
-async def test_the_timeout_counts_retries_and_tells_the_last_error():
+async def test_timeout_counts_retries_and_tells_last_error():
     client, transport = client_of(*[status(500)] * 4, latency=1.0)
 
     error, seconds = await error_of(client, timeout=2.5)
@@ -74,7 +74,7 @@ async def test_the_timeout_counts_retries_and_tells_the_last_error():
     assert transport.count() == 2
 
 
-async def test_an_error_before_the_timeout_is_raised_as_it_is():
+async def test_error_before_timeout_is_raised():
     client, _ = client_of(*[status(500)] * 4)
 
     error, seconds = await error_of(client, timeout=60)
@@ -83,7 +83,7 @@ async def test_an_error_before_the_timeout_is_raised_as_it_is():
     assert seconds == pytest.approx(3)
 
 
-async def test_a_request_timeout_before_the_timeout_is_its_own():
+async def test_request_timeout_before_timeout_is_its_own():
     late = [lambda task_id: APITimeoutError("no whole answer within 3 s", task_id=task_id)] * 4
     client, _ = client_of(*late)
 
@@ -127,7 +127,7 @@ async def test_the_timeout_counts_the_time_in_the_queue():
     assert client.stats.in_flight == 0
 
 
-async def test_a_timeout_error_of_a_key_function_comes_through():
+async def test_key_functions_timeout_error_propagates():
     def source():
         raise TimeoutError("the vault is slow")
 
@@ -159,7 +159,7 @@ async def test_cancelling_a_get_with_a_timeout_cancels_it():
         (True, TypeError),
     ],
 )
-async def test_a_timeout_that_is_none_is_refused_before_any_request(timeout, error):
+async def test_invalid_timeout_is_refused(timeout, error):
     client, transport = client_of()
 
     with pytest.raises(error, match="^timeout must be "):
@@ -196,7 +196,7 @@ async def test_a_foreign_error_page_is_retried(code, cls):
 
 
 @pytest.mark.parametrize("statuses", [(), (403, 404)])
-async def test_a_foreign_error_page_is_retried_whatever_the_statuses(statuses):
+async def test_foreign_error_page_is_retried_whatever_statuses(statuses):
     retry = RetryPolicy(statuses=statuses, wait=tenacity.wait_none())
     client, _ = client_of(foreign(403), foreign(404), retry=retry)
 
@@ -208,7 +208,7 @@ async def test_a_foreign_error_page_is_retried_whatever_the_statuses(statuses):
     [(too_large, APIResponseValidationError), (untrusted, APIConnectionError)],
 )
 @pytest.mark.parametrize("verb", ["get", "wait"])
-async def test_what_the_next_request_would_meet_again_is_not_repeated(fault, cls, verb):
+async def test_lasting_faults_are_not_repeated(fault, cls, verb):
     client, transport = client_of(*[fault] * 4)
 
     with pytest.raises(cls) as caught:
@@ -218,7 +218,7 @@ async def test_what_the_next_request_would_meet_again_is_not_repeated(fault, cls
     assert transport.count() == 1
 
 
-async def test_a_retry_after_longer_than_allowed_still_fails_now():
+async def test_too_long_retry_after_fails_now():
     client, transport = client_of(status(429, 3600))
 
     error, _ = await error_of(client, timeout=None)
