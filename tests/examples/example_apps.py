@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import importlib.util
 import json
 import sys
-import warnings
 from pathlib import Path
 
 import uvicorn
@@ -77,10 +75,6 @@ async def serving(name, port=0, max_outage=300.0):
     async with serve(module, port) as port:
         app.url = f"http://127.0.0.1:{port}"
         yield app
-    if name == "django":
-        # Django does not close the body of a request that the server cancels as it stops.
-        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-            gc.collect()
 
 
 @contextlib.asynccontextmanager

@@ -18,6 +18,11 @@ from xai_tasks.testing import Fault, TaskServer
 MINUTE = timedelta(minutes=1)
 PAGE = EXAMPLES / "live_page.html"
 
+# Django does not close the body of a request that the server cancels as it stops.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Unclosed file <tempfile.SpooledTemporaryFile:ResourceWarning"
+)
+
 
 @pytest.fixture
 async def server(monkeypatch):
