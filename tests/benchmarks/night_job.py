@@ -1,10 +1,11 @@
 """A night's job in a few minutes: 30,000 ids through `xai-tasks wait`, and what a night may bring.
 
 The ids come from a CSV table with quoted prompts, in two shards that run side by side against one
-rate limit. Of the requests, 5 % meet a fault: a reset, a 500, a 503, a stall, an answer cut off.
-In between the shards are killed by SIGKILL three times, interrupted by Ctrl-C on a pseudo-terminal
-twice, and meet a full disk once; each time the same command goes on. At the end each id must stand
-in the outputs, ended once, as it ended on the server.
+rate limit. The results of every tenth point to a file, which is saved. Of the requests, 5 % meet a
+fault: a reset, a 500, a 503, a stall, an answer cut off. In between the shards are killed by
+SIGKILL three times, interrupted by Ctrl-C on a pseudo-terminal twice, and meet a full disk once;
+each time the same command goes on. At the end each id must stand in the outputs, ended once, as it
+ended on the server, and each file on the disk, whole.
 """
 
 from __future__ import annotations
@@ -189,9 +190,27 @@ def make_jobs(server: TaskServer, count: int, path: Path) -> dict[str, str]:
             steps = [("processing", draw.uniform(1, 60))]
             ends[task_id] = "failed" if draw.random() < 0.02 else "completed"
             failed = ("refused", 40001) if ends[task_id] == "failed" else None
-            server.add(task_id, steps, failed=failed)
+            if failed is not None:
+                server.add(task_id, steps, failed=failed)
+            elif number % 10:
+                server.add(task_id, steps)
+            else:
+                url = server.file(f"/files/{number}.mp4", _content(task_id))
+                server.add(task_id, steps, result={"videoUrl": url})
             table.writerow([f"Job {number}", f'a cat, "no. {number}",\nin two lines', task_id])
     return ends
+
+
+def _content(task_id: str) -> bytes:
+    return task_id.encode() * 500
+
+
+def check_files(folder: Path) -> int:
+    """Check that each file is whole and has the name of its task; return how many there are."""
+    paths = list(folder.iterdir())
+    for path in paths:
+        assert path.read_bytes() == _content(path.stem), path
+    return len(paths)
 
 
 def check(ends: dict[str, str], outputs: Sequence[Path]) -> tuple[int, int]:
@@ -268,7 +287,9 @@ def main() -> None:
             for job in jobs:
                 print(f"{job.output.name}: exit codes {job.codes}")
                 print(job.output.with_suffix(".log").read_text()[-1500:], file=sys.stderr)
-        files = len(list((folder / "files").iterdir())) if download else 0
+        files = check_files(folder / "files") if download else 0
+        if download:
+            assert files == sum(job.output.read_bytes().count(b'"videoUrl":"') for job in jobs)
         faults, requests = len(server.faults_fired), server.count()
         cpu, peak = sum(job.cpu for job in jobs), max(job.peak for job in jobs)
         print(f"{options.ids:,} ids, {lines:,} ended once each: {dict(truth)}")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -124,7 +122,7 @@ def wait_command(
     *,
     resume: bool,
     shard: tuple[int, int] | None,
-    directory: Path | None,
+    directory: str | None,
     quiet: bool,
     verbose: int,
     **settings: Any,
@@ -148,7 +146,7 @@ def wait_command(
 
     if resume and output_name in (None, "-"):
         raise click.UsageError("--resume needs --output: the file to go on with")
-    has_pending = resume and Path(f"{output_name}.pending").exists()
+    has_pending = resume and os.path.exists(f"{output_name}.pending")  # noqa: PTH110 -- quick
     if not task_ids and not input_names and not has_pending:
         raise click.UsageError("name ids, or a file of them with --input")
     client = make_client(**settings)
@@ -282,7 +280,7 @@ def run_command_(
     resume: bool,
     retry_uncertain: bool,
     shard: tuple[int, int] | None,
-    directory: Path | None,
+    directory: str | None,
     max_pending: int,
     retry_statuses: tuple[int, ...],
     quiet: bool,
@@ -329,7 +327,9 @@ def run_command_(
 def _hint(output_name: str | None, *, resume: bool) -> str:
     if output_name is None:
         return "what has ended is put out; with --output FILE and --resume a later run can go on"
-    command = shlex.join(["xai-tasks", *sys.argv[1:], *([] if resume else ["--resume"])])
+    from shlex import join  # noqa: PLC0415
+
+    command = join(["xai-tasks", *sys.argv[1:], *([] if resume else ["--resume"])])
     return f"what has ended is in {output_name}; go on with: {command}"
 
 

@@ -1,6 +1,6 @@
 """Options as decorators, and the values that they take.
 
-This module imports nothing but click, so that `--help` and completion are quick.
+This module imports little but click, not even pathlib: `--help` and completion are quick.
 A type of an option is a function: a generic `click.ParamType` needs click 8.4.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -115,7 +114,7 @@ def _all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
 api_options = _all_of(
     click.option(
         "--api-key-file",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=click.Path(exists=True, dir_okay=False),
         metavar="FILE",
         help="Where the key is; read again when the server refuses it.  "
         "[default: $MOUNTSEA_API_KEY]",
@@ -212,7 +211,7 @@ def take_fields(settings: dict[str, Any]) -> dict[str, Any]:
 download_option = click.option(
     "--download",
     "directory",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False),
     metavar="DIR",
     help="Save the files that results point to in DIR, as tasks end; with --resume also those of "
     "tasks that ended in earlier runs.",

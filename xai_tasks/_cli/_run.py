@@ -47,7 +47,7 @@ class RunOptions:
     resume: bool
     retry_uncertain: bool
     shard: tuple[int, int] | None
-    directory: Path | None
+    directory: str | None
     max_pending: int
     retry_statuses: Sequence[int]
     hint: str

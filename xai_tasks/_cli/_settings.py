@@ -31,7 +31,7 @@ def in_options(message: str) -> str:
 def make_client(
     *,
     base_url: str | None,
-    api_key_file: Path | None,
+    api_key_file: str | None,
     proxy: str | None = None,
     concurrency: int = 64,
     rate: float | None = None,
@@ -51,7 +51,7 @@ def make_client(
     try:
         learning = wait_adaptive(interval, min(0.5, interval), max(30.0, interval))
         return TaskClient(
-            None if api_key_file is None else _key_source(api_key_file),
+            None if api_key_file is None else _key_source(Path(api_key_file)),
             base_url=base_url,
             proxy=proxy,
             trust_env=True,
