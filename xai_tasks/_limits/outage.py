@@ -108,9 +108,9 @@ class Outage:
     def answered_well(self, task_id: str, now: float) -> None:
         """Record a good answer for an id."""
         self.answered_at = now
+        self.answered()
         if self._troubled:
             self._troubled.pop(task_id, None)
-        self.answered()
 
     def answered(self) -> None:
         """Record an answer, whatever it says: the server is there."""
