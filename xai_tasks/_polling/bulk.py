@@ -304,9 +304,9 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
         *,
         first: bool,
     ) -> None:
-        self.ids.discard(index)
-        self._source.on_room()
-        self._end(index, task_id, task, error, first=first)
+        if self.ids.discard(index):  # it may have been left while others of its id were ended
+            self._source.on_room()
+            self._end(index, task_id, task, error, first=first)
 
     def on_request_end(
         self,
@@ -380,15 +380,16 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
         """Begin to wait for an id."""
         now = asyncio.get_running_loop().time()
         self.ids.add(index, task_id, now + self.timeout)
-        self._unpolled += 1
         if self.timeout == 0:
-            self.on_end(index, task_id, None, WaitTimeoutError(task_id, 0.0), first=True)
+            self.on_end(index, task_id, None, WaitTimeoutError(task_id, 0.0), first=False)
             return
         try:
-            self._poller.subscribe_bulk(task_id, self, index, now)
+            polled = self._poller.subscribe_bulk(task_id, self, index, now)
         except ClientClosedError as error:
-            self.on_end(index, task_id, None, error, first=True)
+            self.on_end(index, task_id, None, error, first=False)
             raise
+        if not polled:
+            self._unpolled += 1
         if self._due is None and self.timeout < NEVER:
             self._due = self._poller.set_deadline(self, now + self.timeout)
 

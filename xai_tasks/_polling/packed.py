@@ -182,13 +182,16 @@ class PendingIds:
         block.deadlines[index % _BLOCK] = deadline
         block.live += 1
 
-    def discard(self, index: int) -> None:
-        """Remove an id that has ended."""
-        block = self._blocks[index // _BLOCK]
+    def discard(self, index: int) -> bool:
+        """Remove an id that has ended; return False if it was removed before."""
+        block = self._blocks.get(index // _BLOCK)
+        if block is None or block.ids[index % _BLOCK] is None:
+            return False
         block.ids[index % _BLOCK] = None
         block.live -= 1
         if not block.live:
             del self._blocks[index // _BLOCK]
+        return True
 
     def deadline(self, index: int) -> float:
         """Return the time at which the wait for an id that has not ended times out."""

@@ -123,8 +123,11 @@ class Poller:
         """Remove a bulk stream, none of whose ids is waited for any more."""
         self._rotation.release(owner)
 
-    def subscribe_bulk(self, task_id: str, owner: BulkOwner, index: int, now: float) -> None:
+    def subscribe_bulk(self, task_id: str, owner: BulkOwner, index: int, now: float) -> bool:
         """Subscribe to a task for a stream, which times out its ids itself.
+
+        Returns:
+            whether the id has been polled already, for somebody else.
 
         Raises:
             ClientClosedError: the client is closed.
@@ -132,11 +135,14 @@ class Poller:
         """
         if self.closed:
             raise ClientClosedError("the client is closed")
+        polled = False
         if not self._rotation.add_packed(task_id, owner, index, now):
             group = owner.group
             entry = self._rotation.find(task_id, group) or self._rotation.add(task_id, group, now)
             entry.add(BulkSubscriber(entry, owner, index))
+            polled = entry.polls > 0
         self._go_on(now)
+        return polled
 
     def leave(self, entry: Entry, subscriber: Subscriber) -> None:
         """Remove a subscriber. With the last one, polling stops and a request is aborted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import cast
 
 from xai_tasks._policies import PollPolicy
 from xai_tasks._polling.entries import Entry, PolicyGroup
@@ -27,10 +28,6 @@ class Rotation:
         self._later: Schedule[Entry | str] = Schedule()
         self.waiting: int = 0
         """The number of entries."""
-
-    def __len__(self) -> int:
-        """Return how many entries are scheduled."""
-        return len(self._first) + len(self._later)
 
     @property
     def groups(self) -> list[PolicyGroup]:
@@ -62,11 +59,10 @@ class Rotation:
         entry = group.entries.get(task_id)
         if entry is None and (entry := self._packed.take(task_id, group)) is not None:
             group.entries[task_id] = entry
-            due = entry.due
-            if due is not None:
-                schedule = self._schedule_of(entry)
-                schedule.remove(task_id, due)
-                entry.due = schedule.add(entry, due)
+            due = cast("float", entry.due)  # a packed entry is scheduled
+            schedule = self._schedule_of(entry)
+            schedule.remove(task_id, due)
+            entry.due = schedule.add(entry, due)
         return entry
 
     def add(self, task_id: str, group: PolicyGroup, now: float) -> Entry:
@@ -140,14 +136,14 @@ class Rotation:
         return chain(list(group.entries), streams)
 
     def _taken(self, item: Entry | str | None) -> Entry | None:
+        if item is None:
+            return None
         if isinstance(item, str):
-            entry = self._packed.take(item)
-            if entry is not None:
-                entry.group.entries[item] = entry
+            entry = cast("Entry", self._packed.take(item))
+            entry.group.entries[item] = entry
         else:
             entry = item
-        if entry is not None:
-            entry.due = None
+        entry.due = None
         return entry
 
     def _schedule_of(self, entry: Entry) -> Schedule[Entry | str]:
