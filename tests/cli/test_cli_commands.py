@@ -339,6 +339,14 @@ class TestEveryCommand:
         monkeypatch.setattr("xai_tasks._cli._settings.make_client", interrupted)
         assert run_here(monkeypatch, capfd, "", ["get", "a"]) == (130, "", "\n")
 
+    def test_error_of_the_program_itself_is_not_hidden(self, monkeypatch, capfd):
+        def broken(**settings):
+            raise ZeroDivisionError
+
+        monkeypatch.setattr("xai_tasks._cli._settings.make_client", broken)
+        with pytest.raises(ZeroDivisionError):
+            run_here(monkeypatch, capfd, "", ["get", "a"])
+
     def test_help_into_a_closed_pipe_ends_quietly(self, program):
         read_end, write_end = os.pipe()
         os.close(read_end)

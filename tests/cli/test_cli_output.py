@@ -8,7 +8,7 @@ import os
 import click
 import pytest
 
-from xai_tasks._cli._output import LineSink, open_output
+from xai_tasks._cli._output import LineSink, open_output, write_line
 from xai_tasks._cli._records import CompletedIds
 
 
@@ -209,6 +209,19 @@ class TestLineSink:
             await LineSink(fd, "out.jsonl").write(b"x\n")
         assert caught.value.errno == errno.ENOSPC
         os.close(fd)
+
+
+def test_line_that_does_not_fit_is_removed(tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    path.write_bytes(b"before\n")
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    write = os.write
+    answers = [lambda data: write(fd, data[:3]), lambda data: exec("raise OSError(28, 'full')")]
+    monkeypatch.setattr(os, "write", lambda _, data: answers.pop(0)(data))
+    with pytest.raises(OSError, match="full"):
+        write_line(fd, b"a line\n", "out")
+    os.close(fd)
+    assert path.read_bytes() == b"before\n"
 
 
 def _read_all(fd):

@@ -9,6 +9,7 @@ import os
 import resource
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -80,6 +81,14 @@ class TestPipesOut:
         server.advance(ids[1])
         _, err = process.communicate(timeout=30)
         assert (process.returncode, err) == (1, b"")
+
+    def test_output_may_be_a_socket(self, program, server):
+        server.add("a")
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            process = program.start("wait", "a", "-o", "/dev/stdout", stdout=theirs)
+            assert process.wait(30) == 0
+            assert json.loads(ours.recv(65536))["taskId"] == "a"
 
 
 class TestFullDisk:
@@ -180,6 +189,11 @@ class TestPending:
         pending.write_text("x\n")
         self.interrupted(program, server, tmp_path, "-o", path)
         assert pending.read_text() == 'x\nb\n"c, d"\n'
+
+    def test_that_cannot_be_kept_are_counted(self, program, server, tmp_path):
+        (tmp_path / "out.pending.part").mkdir()
+        err = self.interrupted(program, server, tmp_path, "-o", tmp_path / "out")
+        assert "2 ids that were read from a pipe have not ended, and can't be kept: " in err
 
     def test_without_an_output_their_number_is_told(self, program, server, tmp_path):
         err = self.interrupted(program, server, tmp_path)

@@ -214,6 +214,15 @@ class TestProgram:
         assert "█" in terminal.text
         assert "Not completed" in terminal.text
 
+    @pytest.mark.parametrize("record", [task("a", seconds=5), task("a", "failed")])
+    def test_drawing_has_no_empty_parts(self, capsys, record):
+        found = Report()
+        found.add(record)
+        _report._draw(found.totals())
+        out = capsys.readouterr().out
+        assert ("Not completed" in out) == (record["status"] == "failed")
+        assert ("Durations" in out) == (record["status"] == "completed")
+
     def test_pipe_gets_plain_text(self, program, write):
         out = program.run("report", write(task("a", seconds=5)), env={"FORCE_COLOR": None}).out
         assert out.isascii()

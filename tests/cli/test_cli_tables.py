@@ -137,6 +137,42 @@ async def test_what_is_not_utf_16_after_its_mark_is_an_error(rest):
     assert messages == ["the input can't be read on: it is not UTF-16, as its byte order mark says"]
 
 
+def test_byte_order_mark_may_come_in_pieces():
+    decoder = _input._Decoder("ids")
+    pieces = [b"\xff", b"\xfea", b"\0\n", b"\0"]
+    assert b"".join(decoder.decode(piece) for piece in pieces) == b"a\n"
+    assert decoder.decode(b"", final=True) == b""
+
+
+async def test_what_was_read_before_a_fault_is_given_out(monkeypatch):
+    source = input_of(b"")
+    chunks = [b"a\nb"]
+
+    async def read():
+        if chunks:
+            return chunks.pop()
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(source._reader, "read", read)
+    ids = IdSource([], [source], lambda task_id: True, lambda message: None)
+    assert [each async for each in ids] == ["a", "b"]
+    assert ids.broken
+
+
+async def test_input_without_lines_is_no_error():
+    assert [each async for each in IdSource([], [input_of(b"")], lambda _: True, print)] == []
+
+
+def test_reader_that_is_stuck_holds_up_no_stop():
+    class Taken:
+        def acquire(self, timeout):
+            return False
+
+    reader = _input._Reader(0)
+    reader._lock = Taken()
+    assert reader.stop() == b""
+
+
 @pytest.mark.parametrize(
     "data",
     [
