@@ -671,6 +671,16 @@ class TestSize:
 
         assert names(tmp_path) == []
 
+    async def test_part_that_is_too_large_is_not_kept(self, raw, tmp_path):
+        chunk = b"%x\r\n%b\r\n" % (len(DATA), DATA)
+        head = b'HTTP/1.1 200 OK\r\nETag: "v1"\r\nTransfer-Encoding: chunked\r\n\r\n'
+        raw.default = head + 30 * chunk + b"0\r\n\r\n"
+        async with client_of(raw, max_download_bytes=3_000_000) as client:
+            with pytest.raises(DownloadError, match="larger than 3000000 bytes"):
+                await client.download(completed(f"{raw.url}/x"), tmp_path)
+
+        assert names(tmp_path) == []
+
     async def test_of_data_url_is_checked(self, server, tmp_path):
         async with client_of(server, max_download_bytes=2) as client:
             with pytest.raises(DownloadError, match="larger than 2 bytes"):
@@ -800,6 +810,8 @@ class TestResuming:
             {"etag": 'W/"v1"'},
             {"etag": '"v1"\r\nX-Evil: 1'},
             {"etag": None},
+            {"total": []},
+            {"total": "7"},
         ],
     )
     async def test_ignores_notes_that_are_not_its_own(self, raw, raw_client, tmp_path, change):
@@ -908,14 +920,28 @@ class TestDisk:
 
         assert names(tmp_path) == []
 
-    async def test_that_fails_at_everything_is_told_of_once(
+    async def test_that_fails_at_everything_leaves_no_file_open(
         self, server, client, tmp_path, monkeypatch
     ):
-        monkeypatch.setattr(_downloads.os, "fsync", lambda fd: os.close(-1))
-        monkeypatch.setattr(Path, "unlink", lambda path, missing_ok: os.close(-1))
+        def fail(*args, **options):
+            raise OSError(errno.EIO, "Input/output error")
 
-        with pytest.raises(OSError):
-            await client.download(completed(server.file("x", DATA)), tmp_path)
+        closed, close = [], os.close
+        monkeypatch.setattr(_downloads.os, "close", lambda fd: closed.append(fd) or close(fd))
+        monkeypatch.setattr(_downloads.os, "fsync", fail)
+        url = server.file("x", DATA)
+        monkeypatch.setattr(
+            Path,
+            "unlink",
+            lambda path, missing_ok=False: (
+                None if path.name.endswith("~resume") and not closed else fail()
+            ),
+        )
+
+        with pytest.raises(OSError, match="Input/output error"):
+            await client.download(completed(url), tmp_path)
+
+        assert len(closed) == 1
 
     async def test_directory_that_is_a_file_is_an_oserror(self, server, client, tmp_path):
         (tmp_path / "file").touch()
@@ -985,6 +1011,18 @@ class TestDisk:
             process.stdin.close()
 
         assert part.read_bytes() == b"theirs"
+
+    async def test_file_system_without_locks_is_written_all_the_same(
+        self, server, client, tmp_path, monkeypatch
+    ):
+        def flock(fd, how):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(_downloads.fcntl, "flock", flock)
+
+        (file,) = await client.download(completed(server.file("x.mp4", DATA)), tmp_path)
+
+        assert file.read_bytes() == DATA
 
     async def test_part_renamed_while_it_is_opened_is_left_alone(
         self, server, client, tmp_path, monkeypatch

@@ -159,7 +159,7 @@ class _Part:
         return None
 
     def load(self) -> None:
-        """Find what an earlier attempt left, also one of another process."""
+        """Load what an earlier attempt left, also that of another process."""
         self._directory.mkdir(parents=True, exist_ok=True)
         try:
             left = json.loads(self._resume.read_bytes())
@@ -167,7 +167,9 @@ class _Part:
             extension = name.removeprefix(f"{self._stem}.")
             if not (_EXTENSION.fullmatch(extension) and _STRONG.fullmatch(etag)):
                 return
-            if left["source"] != self._source or not (self._directory / f"{name}.part").is_file():
+            if left["source"] != self._source or not isinstance(total, int | None):
+                return
+            if not (self._directory / f"{name}.part").is_file():
                 return
         except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
             return
@@ -198,7 +200,7 @@ class _Part:
             self._resume.write_text(json.dumps(state))
 
     def restart(self) -> None:
-        """Forget what is there, since the server does not continue it."""
+        """Drop what is there: the server does not continue it, or it is too large."""
         self._resume.unlink(missing_ok=True)
         self.size, self.etag, self.total = 0, None, None
 
@@ -227,16 +229,19 @@ class _Part:
     def close(self) -> None:
         """Close the part. It stays only if it can be continued."""
         if self._fd is not None:
-            if self.etag is None:
-                (self._directory / f"{self._name}.part").unlink(missing_ok=True)
-            self._close()
+            try:
+                if self.etag is None:
+                    (self._directory / f"{self._name}.part").unlink(missing_ok=True)
+            finally:
+                self._close()
 
     def discard(self) -> None:
         """Close and remove the part, as far as the disk lets us."""
         self.etag = None
         with suppress(OSError):
-            self._resume.unlink(missing_ok=True)
             self.close()
+        with suppress(OSError):
+            self._resume.unlink(missing_ok=True)
 
     @property
     def _descriptor(self) -> int:
@@ -257,9 +262,12 @@ class _Part:
             return
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(self._descriptor), path.stat())
-        except (BlockingIOError, FileNotFoundError):
+        except BlockingIOError:
             ours = False
+        except OSError:  # a file system without locks
+            ours = True
+        else:  # unless the process that had the lock has given the part its final name
+            ours = path.exists() and os.path.samestat(os.fstat(self._descriptor), path.stat())
         if not ours:
             self._close()
             raise TransferError(f"another process is downloading it to {path}")
@@ -268,6 +276,7 @@ class _Part:
     def _put(self, data: bytes) -> None:
         self.size += len(data)
         if self.size > self._max_bytes:
+            self.restart()  # so that the part is not kept
             raise _too_large(self._max_bytes)
         rest = memoryview(data)
         while rest:
@@ -517,7 +526,9 @@ class Downloader:
             size = _continued(response, part) if headers else None
             if size is None and headers and response.status in {206, 412, 416}:
                 await self._in_thread(part.restart)
-                raise TransferError("the file has changed since its beginning came", transient=True)
+                raise TransferError(
+                    "the file has changed since its first part arrived", transient=True
+                )
             if size is None:
                 if response.status != 200:
                     raise self._refusal(response)
