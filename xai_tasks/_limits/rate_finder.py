@@ -54,7 +54,7 @@ _SOON = 6.0  # seconds of such a probe until it grows faster
 _SAME = 0.02  # ceilings of a limit that is the client's own differ by no more
 _TIMES_SAME = 2  # so many in a row, for by chance two agree
 _CUT = 0.8  # of the rate that was refused: what is left of it
-_CYCLE = 12  # how many times what a pause costs, until the cut is made good
+_CYCLE = 10  # how many times what a pause costs, until the cut is made good
 _ADDED = 0.1  # requests per second that all add in a second, so that who has little gets more
 
 
@@ -315,7 +315,7 @@ class RateFinder:
         cost = max(pause - self._server_burst / ceiling, 0.25, 1.5 / ceiling)
         self._probe.plan(ceiling, cost, change)
         if self._share.shared and not self._share.agreed:
-            self.rate = self._share.cut(min(self.rate, self._hold / _CUT), cost)
+            self.rate = self._share.cut(self.rate, max(min(pause, 1.0), 0.25, 1.5 / ceiling))
             self._phase = _Phase.SHARE
         elif known and not probed and not self._share.shared:
             self.rate = self._hold / 2
