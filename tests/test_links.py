@@ -18,7 +18,7 @@ PAGES = sorted(
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "tests").rglob("*.md"),
     )
-    if not {"_build", "node_modules"} & set(page.parts)
+    if not {".venv", "_build", "node_modules"} & set(page.parts)
 )
 
 FENCE = re.compile(r"^(```+|~~~+).*?^\1 *$", re.MULTILINE | re.DOTALL)

@@ -226,7 +226,7 @@ class TestBar:
         reporter.clear()
         err = capsys.readouterr().err
         assert "\x1b[2K" not in err
-        assert err.endswith("\r" + " " * 19 + "\r")
+        assert re.search(r"\r {15,19}\r$", err)  # as many as the bar was wide
 
     def test_grows_with_the_share_that_has_ended(self):
         assert 0 < self.drawn(150).count("━") < self.drawn(200).count("━")

@@ -251,6 +251,7 @@ class RetryingFetcher:
     ) -> Response | _Attempts:
         """Make one request when the throttle lets it, and report to throttle and outage."""
         throttle, outage = self._throttle, self._outage
+        paused = False  # raised below, so that the error has no context
         try:
             await throttle.acquire(poll=poll is not None)
         except PollsStopped:
@@ -258,7 +259,9 @@ class RetryingFetcher:
                 raise
             return attempts  # the poll has failed: its last error stands
         except PauseTooLong:
-            raise self._paused_by(task_id, attempts) from None
+            paused = True
+        if paused:
+            raise self._paused_by(task_id, attempts)
         clock = asyncio.get_running_loop().time
         sent = clock()
         try:

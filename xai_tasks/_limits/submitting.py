@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from attrs import define
@@ -185,14 +186,19 @@ class Submitter:
                 await self._before_retry(attempts)
             self._counters.retries += 1
 
+    async def _acquire(self, work: _Submission) -> None:
+        """Wait until the throttle allows the submission."""
+        with suppress(PauseTooLong):
+            # The queue of polls waits out every pause; the other one does not.
+            await self._throttle.acquire(poll=work.bulk)
+            return
+        # Raised here, outside the handler, so that the error has no context.
+        raise work.last_error or cast("APIError", self._pause_error)
+
     async def _attempt(self, work: _Submission) -> str | None:
         """Submit once when the throttle allows it; return the task's id, None if it has none."""
         throttle = self._throttle
-        try:
-            # The queue of polls waits out every pause; the other one does not.
-            await throttle.acquire(poll=work.bulk)
-        except PauseTooLong:
-            raise work.last_error or cast("APIError", self._pause_error) from None
+        await self._acquire(work)
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
