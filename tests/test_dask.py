@@ -303,12 +303,12 @@ async def test_outcomes_before_a_refused_key_are_yielded(server, stream):
     async def source():
         yield server.add("a")
         await server.wait_for_requests(1, "a")
-        server.fault("b", *[Fault.status(403)] * 2)
+        server.fault("b", *[Fault.status(401)] * 2)
         yield server.add("b")
 
     outcomes = stream(source())
     assert (await anext(outcomes)).task_id == "a"
-    with pytest.raises(xai_tasks.PermissionDeniedError):
+    with pytest.raises(AuthenticationError):
         await anext(outcomes)
     assert await collect(outcomes) == []
 

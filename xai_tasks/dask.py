@@ -88,8 +88,8 @@ def _decode_task(data: bytes) -> TaskResult:
 
 def _encode(outcome: Outcome, index: int) -> _Encoded:
     """Encode an outcome; `index` replaces its own."""
-    if outcome.error is None and outcome.task is not None:
-        return index, outcome.task_id, _encode_task(outcome.task), None
+    if outcome.ok:
+        return index, outcome.task_id, _encode_task(outcome.unwrap()), None
     pickled = io.BytesIO()
     _Pickler(pickled, pickle.HIGHEST_PROTOCOL).dump(outcome.error)
     return index, outcome.task_id, None, pickled.getvalue()
@@ -97,9 +97,9 @@ def _encode(outcome: Outcome, index: int) -> _Encoded:
 
 def _decode(encoded: _Encoded) -> Outcome:
     index, task_id, data, pickled = encoded
-    if pickled is None:
-        return Outcome(task_id, index, None if data is None else _decode_task(data))
-    error: XaiTasksError = pickle.loads(pickled)  # noqa: S301 -- from our own workers
+    if data is not None:
+        return Outcome(task_id, index, _decode_task(data))
+    error: XaiTasksError = pickle.loads(pickled or b"")  # noqa: S301 -- from our own workers
     return Outcome(task_id, index, error.task if isinstance(error, TaskError) else None, error)
 
 
@@ -131,8 +131,10 @@ class _WaitPlugin(WorkerPlugin):
         max_pending = _CHUNKS * self._chunk_size
 
         async def ids() -> AsyncGenerator[Any]:
-            for number in itertools.count():
+            number = 0
+            while True:
                 indexes[number], task_id = await self._ids.get()
+                number += 1
                 yield task_id
 
         try:
