@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from fakes import FakeClockLoop
 
+from xai_tasks._http import lean
+
 HERE = Path(__file__).parent
 SLOW_FOLDERS = {"cli", "examples", "realserver"}
 """Their tests start programs, servers and browsers."""
@@ -42,6 +44,13 @@ def pytest_asyncio_loop_factories(config, item):
     if name != "asyncio":
         raise pytest.UsageError(f"XAI_TASKS_LOOP must be asyncio or uvloop, not {name!r}")
     return {name: asyncio.new_event_loop}
+
+
+@pytest.fixture(params=["lean", "ordinary"])
+def request_class(request, monkeypatch):
+    """Send each test's requests by the lean classes and by aiohttp's own."""
+    monkeypatch.setattr(lean, "_verdict", request.param == "lean")
+    return request.param
 
 
 @pytest.fixture(autouse=True)

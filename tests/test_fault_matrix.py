@@ -27,7 +27,7 @@ REQUEST = ATTEMPTS * REQUEST_TIMEOUT + JITTER
 """Seconds that a look takes at most, pauses aside."""
 SLACK = 1.0
 
-pytestmark = pytest.mark.fake_clock
+pytestmark = [pytest.mark.fake_clock, pytest.mark.usefixtures("request_class")]
 
 
 async def get(client, timeout=None):

@@ -40,7 +40,7 @@ async def server():
 
 
 @pytest.fixture
-async def client(server):
+async def client(server, request_class):
     # One attempt, and no pause after a 429: each example stands for itself.
     retry = RetryPolicy(stop=stop_after_attempt(1), max_retry_after=0)
     async with TaskClient(

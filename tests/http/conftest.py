@@ -5,19 +5,11 @@ from __future__ import annotations
 import pytest
 from raw_server import RawServer, response
 
-from xai_tasks._http import lean
 from xai_tasks._http.credentials import Credentials
 from xai_tasks._http.transport import Transport
 
 KEY = "sk-test-0123456789"
 PENDING = b'{"taskId": "a", "status": "pending"}'
-
-
-@pytest.fixture(params=["lean", "ordinary"])
-def request_class(request, monkeypatch):
-    """Send each test's requests by the lean classes and by aiohttp's own."""
-    monkeypatch.setattr(lean, "_verdict", request.param == "lean")
-    return request.param
 
 
 @pytest.fixture
