@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_cli_terminal import SHOWN, terminal  # noqa: F401 -- a fixture
 
 from xai_tasks._cli import _report
-from xai_tasks._cli._report import Durations, Report, bucket_of
+from xai_tasks._cli._report import Durations, Kind, Report, bucket_of
 
 STARTED = "2026-01-01T12:00:00.000Z"
 
@@ -114,6 +114,20 @@ class TestSummary:
         ]
         assert "          3  failed  7  worker N died" in report(path).splitlines()
 
+    @pytest.mark.parametrize(
+        ("message", "words"),
+        [
+            ("task 'a': HTTP 404: no task a", "HTTP N: no"),
+            ("task a failed at last", "failed at last"),
+            ("a cat was refused", "cat was refused"),
+            ("task 'a' has not ended after 600 s", "has not ended after N s"),
+        ],
+    )
+    def test_ids_and_numbers_make_no_kinds_of_their_own(self, message, words):
+        found = Report()
+        found.add(given_up("a", message=message))
+        assert list(found.totals().failures) == [Kind("WaitTimeoutError", None, words)]
+
     def test_many_kinds_of_failures_are_summed_up(self, report, write):
         path = write(*(task(f"a{n}", "failed", errorMessage="x" * n) for n in range(30)))
         assert "10  of 10 other kinds, which --json shows" in report(path)
@@ -154,7 +168,7 @@ class TestSummary:
             found.add(task(letter, "failed", errorMessage=letter * 3))
         failures = found.totals().failures
         assert failures.total() == 8
-        assert len(failures) <= 4
+        assert failures[Kind("failed", None, "other messages")] == 5
 
 
 class TestListings:

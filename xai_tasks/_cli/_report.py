@@ -259,8 +259,11 @@ def _kind(record: dict[str, Any], end: str) -> Kind:
 
 def _first_words(message: str, task_id: str) -> str:
     """Return the first words of a message, without what is different for each task."""
-    message = message[:400].replace(repr(task_id), "").replace(task_id, "")
-    words = [word for word in message.removeprefix("task : ").split() if word != "task"]
+    name = re.escape(task_id)
+    message = re.sub(
+        rf"(?:task )?(?:{re.escape(repr(task_id))}|(?<!\w){name}(?!\w)):?", "", message[:400]
+    )
+    words = message.split()
     text = " ".join(re.sub(r"\d+", "N", word) for word in words[:_WORDS])
     return f"{text} ..." if len(words) > _WORDS else text
 
