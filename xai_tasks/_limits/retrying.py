@@ -152,13 +152,7 @@ class RetryingFetcher:
         self._id_warned = False
         self._pause_error: APIError | None = None
         self._strange: set[str] = set()
-        self._tenacity = AsyncRetrying(
-            stop=policy.stop,
-            wait=_delay,
-            retry=_always,
-            before_sleep=_log_retry,
-            retry_error_callback=_give_up,
-        )
+        self._tenacity = AsyncRetrying(stop=policy.stop, wait=policy.wait)
 
     async def fetch_within(self, task_id: str, timeout: float | None) -> Response:
         """Request one task as `fetch` does, for at most `timeout` seconds, retries included.
@@ -216,9 +210,8 @@ class RetryingFetcher:
                     break
             if poll is not None:
                 poll.on_error(answer.error)
-            seconds = await self._next_delay(answer)
             if (
-                seconds is None
+                not self._may_retry(answer)
                 or (deadline is not None and deadline.comes_before(answer.error))
                 or (poll is not None and self._outage.since is not None)
             ):
@@ -227,12 +220,14 @@ class RetryingFetcher:
                 finally:
                     # Break the reference cycle between exception and frame.
                     del answer
+            _log_retry(answer)
+            answer.idle_for += answer.delay
             answer.prepare_for_next_attempt()
             # Taken before the sleep: calls that sleep at the same time would otherwise
             # all spend the same tokens.
             self.budget.take()
             try:
-                await self._sleep(seconds)
+                await self._sleep(answer.delay)
             except BaseException:
                 self.budget.give_back()
                 raise
@@ -341,10 +336,7 @@ class RetryingFetcher:
     ) -> _Attempts:
         """Enter a failure into tenacity's state, which is begun with the first."""
         if attempts is None:
-            # One tenacity object must not serve two loops at once, so each request gets a copy.
-            tenacity = self._tenacity.copy()
-            tenacity.begin()
-            attempts = _Attempts(tenacity, fn=None, args=(error.task_id,), kwargs={})
+            attempts = _Attempts(self._tenacity, fn=None, args=(error.task_id,), kwargs={})
             attempts.start_time = sent
         attempts.error = error.with_traceback(None)
         attempts.set_exception((type(error), error, None))
@@ -353,25 +345,21 @@ class RetryingFetcher:
         delay = self._policy.wait(attempts) if retry_after is None else retry_after
         if not math.isfinite(delay):
             raise ValueError(f"the wait strategy of the retry policy gave {float(delay)} seconds")
-        attempts.delay = max(0.0, delay)
+        attempts.delay = attempts.upcoming_sleep = max(0.0, delay)
         return attempts
 
-    async def _next_delay(self, attempts: _Attempts) -> float | None:
-        """Return the seconds before the next attempt, or None if there is to be none."""
+    def _may_retry(self, attempts: _Attempts) -> bool:
+        """Return whether there is to be another attempt."""
         error = attempts.error
         mark = transient_mark(error)
         if mark is False:
-            return None
+            return False
         if isinstance(error, APIStatusError):
             if mark is None and error.status_code not in self._policy.statuses:
-                return None
+                return False
             if error.retry_after is not None and error.retry_after > self._policy.max_retry_after:
-                return None
-        if not self.budget.allows_retry:
-            return None
-        return cast(
-            "float | None", await cast("AsyncRetrying", attempts.retry_object).iter(attempts)
-        )
+                return False
+        return self.budget.allows_retry and not self._policy.stop(attempts)
 
     async def _sleep(self, seconds: float) -> None:
         if self._closing is None:
@@ -382,20 +370,7 @@ class RetryingFetcher:
             raise ClientClosedError("the client was closed")
 
 
-def _always(state: RetryCallState) -> bool:
-    return True
-
-
-def _delay(state: RetryCallState) -> float:
-    return cast("_Attempts", state).delay
-
-
-def _give_up(state: RetryCallState) -> None:
-    """Stand in for tenacity's RetryError, which would wrap the error that the caller is to see."""
-
-
-def _log_retry(state: RetryCallState) -> None:
-    attempts = cast("_Attempts", state)
+def _log_retry(attempts: _Attempts) -> None:
     logger.info(
         "retrying in %.3g s: %s",
         attempts.delay,
