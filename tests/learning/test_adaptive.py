@@ -658,6 +658,15 @@ def test_remaining_of_an_ended_task_is_zero(now):
     assert strategy.remaining(SimpleNamespace(finished_at=None, done=True)) == timedelta(0)
 
 
+def test_placeholder_for_the_end_is_not_an_end(now):
+    task = aged(10)
+    running = SimpleNamespace(
+        created_at=task.created_at, finished_at=datetime.fromtimestamp(0, UTC), done=False
+    )
+
+    assert trained([40.0] * 100).remaining(running) > timedelta(seconds=20)
+
+
 @pytest.mark.parametrize(
     "created",
     [None, EPOCH.replace(tzinfo=None), EPOCH - timedelta(hours=8), EPOCH + timedelta(hours=8)],

@@ -175,7 +175,7 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
             has no creation date with a time zone, or one that can't be right.
 
         """
-        if task.finished_at is not None or getattr(task, "done", False):
+        if getattr(task, "done", task.finished_at is not None):
             return timedelta(0)
         self._replan_if_due()
         created = task.created_at
