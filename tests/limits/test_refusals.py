@@ -125,5 +125,5 @@ class TestRefusedIds:
         for n in range(1500):
             ids.refused(f"id {n}", 1.0, new=False)
 
-        assert len(ids._ids) == 1000
+        assert len(ids.ids) == 1000
         assert ids.counted == 0

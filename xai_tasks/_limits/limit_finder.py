@@ -35,6 +35,11 @@ class LimitFinder:
         self._tests: dict[int, SlowerTest] = {}
 
     @property
+    def limited(self) -> bool:
+        """Whether any refusal was taken for a limit."""
+        return bool(self._tests)
+
+    @property
     def rate(self) -> float:
         """Requests per second; infinity before the first refusal."""
         return self._rate.rate

@@ -130,22 +130,31 @@ class Pacer:
             self._grown += _GROWTH
         if self.in_flight >= self._window:
             return math.inf if self._window == self._max else self._grown + _GROWTH - now
+        # Most servers never refuse: until then there is nothing to ask but the pause.
         finder, bucket = self.finder, self._bucket
-        if finder is not None:
+        if finder is None:
+            delay = max(bucket.delay(now), self._spacing.delay(now))
+        elif finder.limited:
             if self.in_flight >= finder.max_in_flight:
                 return math.inf
             bucket.rate = math.inf if self._quotas.guide else finder.pace(now)
             bucket.burst = finder.burst
-        return max(
-            bucket.delay(now), self._spacing.delay(now), self._quotas.delay(now, self.in_flight)
-        )
+            delay = bucket.delay(now)
+        else:
+            bucket.rate = math.inf
+            delay = 0.0
+        if self._quotas.known:
+            delay = max(delay, self._quotas.delay(now, self.in_flight))
+        return delay
 
     def take(self, now: float) -> None:
         """Record that a request leaves."""
         self.in_flight += 1
         self._bucket.take()
-        self._spacing.take()
-        self._quotas.take(now)
+        if self.finder is None:
+            self._spacing.take()
+        if self._quotas.known:
+            self._quotas.take(now)
 
     def give_back(self) -> None:
         """Record that a request that was to leave was never sent."""
@@ -170,10 +179,11 @@ class Pacer:
         # One that comes in a pause was asked for before it, and does not end it.
         if self._window < self._max and now >= self.paused_until:
             self._window += 1
-        self._ids.accepted(task_id, sent)
+        if self._ids.ids:
+            self._ids.accepted(task_id, sent)
         if quotas or self._quotas.known:
             self._quotas.accepted(quotas, now, sent)
-        if self.finder is not None and not self._quotas.guide:
+        if self.finder is not None and not (self._quotas.known and self._quotas.guide):
             self.finder.accepted(now, sent, self.in_flight)
 
     def refused(

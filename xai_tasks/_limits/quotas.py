@@ -115,21 +115,21 @@ class Quotas:
     """What is left of the server's windows, as the newest answers say.
 
     All times are seconds of one monotonic clock, which each method is told.
+
+    Attributes:
+        known: whether any answer said what is left.
+
     """
 
-    __slots__ = ("_answers", "_sent", "_strike_at", "_strikes", "_windows")
+    __slots__ = ("_answers", "_sent", "_strike_at", "_strikes", "_windows", "known")
 
     def __init__(self) -> None:
+        self.known: bool = False
         self._windows: dict[str, _Window] = {}
         self._answers: deque[float] = deque(maxlen=_ANSWERS)
         self._sent = 0.0
         self._strikes = 0
         self._strike_at = 0.0
-
-    @property
-    def known(self) -> bool:
-        """Whether any answer said what is left."""
-        return bool(self._windows)
 
     @property
     def guide(self) -> bool:
@@ -190,4 +190,5 @@ class Quotas:
                 if len(self._windows) == _MAX_WINDOWS:
                     continue
                 window = self._windows[quota.name] = _Window()
+                self.known = True
             window.heed(quota, now, sent, accepted=accepted)

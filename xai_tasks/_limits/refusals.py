@@ -96,34 +96,34 @@ class RefusedIds:
     """Find ids that are refused again and again while others are answered.
 
     Attributes:
+        ids: those refused last, and not answered since.
         counted: pauses that began with refusals not known to concern one id alone.
 
     """
 
-    __slots__ = ("_accepted", "_ids", "_refused_at", "counted")
+    __slots__ = ("_accepted", "_refused_at", "counted", "ids")
 
     def __init__(self) -> None:
-        self._ids: OrderedDict[str, _Refusals] = OrderedDict()
+        self.ids: OrderedDict[str, _Refusals] = OrderedDict()
         self._accepted = 0
         self._refused_at = 0.0
         self.counted = 0
 
     def accepted(self, task_id: str, sent: float) -> None:
         """Record a good answer to a request that left at `sent`."""
-        if self._ids:
-            # One that was in flight with a refused one shows nothing.
-            self._accepted += sent > self._refused_at
-            self._ids.pop(task_id, None)
+        # One that was in flight with a refused one shows nothing.
+        self._accepted += sent > self._refused_at
+        self.ids.pop(task_id, None)
 
     def refused(self, task_id: str, now: float, *, new: bool) -> bool:
         """Record a refusal; return whether it concerns this id alone.
 
         `new` says whether it is the first of its pause: what was in flight then says no more.
         """
-        one = self._ids.pop(task_id, None) or _Refusals(self._accepted, self.counted)
-        self._ids[task_id] = one
-        if len(self._ids) > _MAX_IDS:
-            self._ids.popitem(last=False)
+        one = self.ids.pop(task_id, None) or _Refusals(self._accepted, self.counted)
+        self.ids[task_id] = one
+        if len(self.ids) > _MAX_IDS:
+            self.ids.popitem(last=False)
         self._refused_at = now
         one.times += 1
         others = self.counted - one.others - one.counted
