@@ -410,7 +410,8 @@ class Downloader:
         for job in jobs:
             if not job.cancelled() and (failure := job.exception()) is not None:
                 raise failure
-        self._check_open()
+        if None in saved:  # a job was cancelled
+            self._check_open()
         errors = [each for each in saved if isinstance(each, XaiTasksError)]
         files = tuple(each for each in saved if isinstance(each, Path))
         return files, (errors[0] if errors else None)
