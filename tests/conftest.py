@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,10 @@ SLOW_FOLDERS = {"cli", "examples", "realserver"}
 
 
 def pytest_configure(config):
+    # A suite that runs in the background of a script has SIGINT ignored, and so would every
+    # command line that a test starts and interrupts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers", "fake_clock: runs by a clock that jumps over what would be waiting"
     )
