@@ -109,6 +109,21 @@ async def test_untrusted_certificate_ends_at_once(verb):
             assert client.stats.requests == 1
 
 
+async def test_untrusted_certificate_ends_many_ids_at_once():
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    ids = [f"task-{n}" for n in range(50)]
+    async with (
+        TaskServer(ssl_context=context) as server,
+        TaskClient("test", base_url=server.url, poll=POLL) as client,
+    ):
+        outcomes = [outcome async for outcome in client.as_completed(ids)]
+
+    # An outage would have ended them by their timeout, or one by one.
+    assert {type(outcome.error) for outcome in outcomes} == {APIConnectionError}
+    assert client.stats.requests == 50
+
+
 async def test_no_request_waits_for_a_connection_of_a_pool_of_four(server):
     """What waits there would count against the request timeout."""
     server.latency = 0.01

@@ -17,6 +17,7 @@ from xai_tasks._errors import (
     APIStatusError,
     APITimeoutError,
     ServerError,
+    is_transient,
 )
 
 logger = logging.getLogger("xai_tasks")
@@ -36,9 +37,10 @@ def is_no_answer(error: APIError) -> bool:
     """Return whether a failed request leaves it open that the server is gone.
 
     A connection fault, a timeout and a 5xx do. Any other answer, an unreadable 200 or
-    a 429 included, shows that the server is there.
+    a 429 included, shows that the server is there; so does an untrusted certificate, which is not
+    transient.
     """
-    return isinstance(error, (APIConnectionError, ServerError))
+    return is_transient(error) and isinstance(error, (APIConnectionError, ServerError))
 
 
 class PollsStopped(Exception):  # noqa: N818 -- not an error: the poll is made later
