@@ -571,3 +571,16 @@ def test_the_fake_clock_is_what_these_tests_run_by():
         return isinstance(asyncio.get_running_loop(), FakeClockLoop)
 
     assert run(main())
+
+
+async def test_a_429_of_one_id_alone_pauses_nobody_else():
+    throttle = Throttle(64, None)
+    for _ in range(3):
+        start = max(now(), throttle.paused_until) + 1
+        await asyncio.sleep(start - now())
+        for n in range(10):
+            throttle.answered(now(), now(), f"good {n}")
+        await asyncio.sleep(1)
+        throttle.rejected(now(), now(), 5.0, "bad")
+
+    assert throttle.paused_until < now()

@@ -85,11 +85,13 @@ class _Usage:
 class _Probe:
     """When to ask for more than the ceiling, and how fast."""
 
-    __slots__ = ("_best", "_climbed", "_due", "_fallen", "at", "interval", "slope")
+    __slots__ = ("_best", "_climbed", "_due", "_fallen", "at", "held", "interval", "slope")
 
     def __init__(self) -> None:
         self.interval = self.at = 0.0
         self.slope = _SLOPE
+        self.held = math.inf
+        """The rate just under the ceiling."""
         self._climbed = self._due = self._best = 0.0
         self._fallen = False
 
@@ -106,11 +108,11 @@ class _Probe:
         if self._fallen:
             self.interval = min(self.interval, _RECOVERY)
 
-    def begin(self, held: float, ceiling: float, burst: float) -> None:
+    def begin(self, ceiling: float, burst: float) -> None:
         """Begin to grow: in `_due` seconds the ceiling is reached, and twice the burst spent."""
         self._climbed = 0.0
         spent = math.sqrt(4 * burst * self.slope / ceiling)
-        self._due = 2.0 + (1 - held / ceiling + spent) / self.slope
+        self._due = 2.0 + (1 - self.held / ceiling + spent) / self.slope
         if self._fallen:
             self._due = min(self._due, _SOON)
 
@@ -187,7 +189,6 @@ class RateFinder:
     __slots__ = (
         "_ceiling",
         "_empty",
-        "_hold",
         "_meter",
         "_paused",
         "_phase",
@@ -211,7 +212,7 @@ class RateFinder:
         self._probe = _Probe()
         self._share = _Share()
         self._server_burst = 1.0
-        self._ceiling = self._hold = math.inf
+        self._ceiling = math.inf
         self._empty: tuple[float, int] | None = None
         self._sustained = (0.0, 0)
         self._update_at = math.inf
@@ -309,7 +310,7 @@ class RateFinder:
         change = abs(ceiling / before - 1) if known else 1.0
         self._sustained = (self._meter.run, self._meter.accepted - self._meter.run_accepted)
         self._ceiling = ceiling
-        self._hold = max(SLOWEST, ceiling / (1 + _MARGIN + JITTER / estimate.seconds))
+        self._probe.held = max(SLOWEST, ceiling / (1 + _MARGIN + JITTER / estimate.seconds))
         self._probe.slope = max(_SLOPE, min(estimate.uncertainty, change, 0.5) / 2)
         # A pause in which the server's bucket fills up costs only what would have overflowed.
         cost = max(pause - self._server_burst / ceiling, 0.25, 1.5 / ceiling)
@@ -318,7 +319,7 @@ class RateFinder:
             self.rate = self._share.cut(self.rate, max(min(pause, 1.0), 0.25, 1.5 / ceiling))
             self._phase = _Phase.SHARE
         elif known and not probed and not self._share.shared:
-            self.rate = self._hold / 2
+            self.rate = self._probe.held / 2
             self._phase = _Phase.CLIMB
         else:
             self._begin_hold(now)
@@ -330,7 +331,7 @@ class RateFinder:
         return Stretch(self._meter.accepted - count, self._paused - time)
 
     def _begin_hold(self, now: float) -> None:
-        self.rate = self._hold
+        self.rate = self._probe.held
         self._phase = _Phase.HOLD
         self._probe.at = now + (0.0 if self._share.shared else self._probe.interval)
 
@@ -342,12 +343,12 @@ class RateFinder:
         seconds = got / max(4.0, self.rate)  # where the whole rate is used
         if self._phase is _Phase.CLIMB:
             self.rate *= 2 ** min(1.0, got / max(3.0, self.rate * _DOUBLING))
-            if self.rate >= self._hold:
+            if self.rate >= self._probe.held:
                 self._begin_hold(now)
         elif self._phase is _Phase.PROBE:
-            self.rate = self._hold + self._ceiling * self._probe.grow(seconds)
+            self.rate = self._probe.held + self._ceiling * self._probe.grow(seconds)
         elif self._phase is _Phase.SHARE:
             self.rate = self._share.grow(seconds)
         elif now >= self._probe.at:
             self._phase = _Phase.PROBE
-            self._probe.begin(self._hold, self._ceiling, self._server_burst)
+            self._probe.begin(self._ceiling, self._server_burst)
