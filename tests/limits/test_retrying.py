@@ -85,7 +85,7 @@ class Poll:
         self.errors = []
         self.sent = 0
 
-    def on_send(self):
+    def on_send(self, now):
         self.sent += 1
 
     def on_error(self, error):

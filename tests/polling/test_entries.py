@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 import tenacity
@@ -189,3 +190,25 @@ class TestPolicyGroup:
         assert PolicyGroup(PollPolicy(wait=one)).learners == [one]
         assert PolicyGroup(PollPolicy(wait=tenacity.wait_fixed(1) + chain)).learners == [two, three]
         assert PolicyGroup(PollPolicy(wait=tenacity.wait_fixed(1))).learners == []
+
+    @pytest.mark.parametrize("answer", [response("a", "pending"), refused("a")])
+    def test_asks_the_default_strategy_what_tenacity_would(self, answer):
+        entry = make()
+        entry.polls = 3
+        group = PolicyGroup(PollPolicy(wait=wait_adaptive()))
+        state = PollState(entry, 1007.5, answer, 5.0)
+
+        random.seed(1)
+        seconds = group.next_wait(entry, answer, 1007.5, 5.0)
+
+        random.seed(1)
+        assert seconds == wait_adaptive()(state)
+
+    def test_calls_a_subclass_of_the_default_strategy(self):
+        class Twice(wait_adaptive):
+            def __call__(self, retry_state):
+                return 2 * retry_state.upcoming_sleep
+
+        group = PolicyGroup(PollPolicy(wait=Twice()))
+
+        assert group.next_wait(make(), response("a", "pending"), 1007.5, 5.0) == 10.0

@@ -111,20 +111,45 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
             `minimum` to `maximum`; at most `interval` after a failed attempt.
 
         """
+        return self._next_wait(
+            _result_of(retry_state),
+            retry_state.attempt_number,
+            # A loop whose sleep is faked has slept longer than its clock shows.
+            elapsed=max(retry_state.seconds_since_start or 0.0, retry_state.idle_for),
+            gap=retry_state.upcoming_sleep,
+            server_time=getattr(retry_state, "server_time", None),
+        )
+
+    def _next_wait(
+        self,
+        task: object | None,
+        attempt: int,
+        *,
+        elapsed: float,
+        gap: float,
+        server_time: float | None,
+    ) -> float:
+        """
+        Return the seconds to the next poll, without tenacity's state.
+
+        Args:
+            task: What the last poll found; None if it failed.
+            attempt: The number of the last poll, from 1.
+            elapsed: Seconds from the beginning to the last poll.
+            gap: Seconds between the last two.
+            server_time: Unix seconds, by the server's clock; None if unknown.
+
+        """
         self._replan_if_due()
-        # A loop whose sleep is faked has slept longer than its clock shows.
-        elapsed = max(retry_state.seconds_since_start or 0.0, retry_state.idle_for)
-        task = _result_of(retry_state)
         if task is None:
-            wait = self._wait(elapsed, elapsed, retry_state.attempt_number)
-            return min(self.interval, wait)
-        age = self._age(task, getattr(retry_state, "server_time", None), elapsed)
-        if retry_state.attempt_number == 1:
+            return min(self.interval, self._wait(elapsed, elapsed, attempt))
+        age = self._age(task, server_time, elapsed)
+        if attempt == 1:
             self._waiting += 1
             self._table.record_entry(age)
         else:
-            self._table.record_survival(max(0.0, age - retry_state.upcoming_sleep), age)
-        return self._wait(age, elapsed, retry_state.attempt_number)
+            self._table.record_survival(max(0.0, age - gap), age)
+        return self._wait(age, elapsed, attempt)
 
     def observe(self, task: _Dated, *, waited: float | None = None, gap: float = 0.0) -> None:
         """

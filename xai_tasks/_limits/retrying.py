@@ -106,7 +106,7 @@ class _Attempts(RetryCallState):
 class Poll(Protocol):
     """Whoever a request is made for, if it is a poll."""
 
-    def on_send(self) -> None:
+    def on_send(self, now: float) -> None:
         """Record that a request is being sent."""
 
     def on_error(self, error: APIError) -> None:
@@ -246,25 +246,19 @@ class RetryingFetcher:
     ) -> Response | _Attempts:
         """Make one request when the throttle lets it, and report to throttle and outage."""
         throttle, outage = self._throttle, self._outage
-        paused = False  # raised below, so that the error has no context
-        try:
-            await throttle.acquire(poll=poll is not None)
-        except PollsStopped:
-            if attempts is None:
-                raise
-            return attempts  # the poll has failed: its last error stands
-        except PauseTooLong:
-            paused = True
-        if paused:
-            raise self._paused_by(task_id, attempts)
         clock = asyncio.get_running_loop().time
         sent = clock()
+        if not throttle.try_acquire(sent):
+            stopped = await self._acquire(task_id, poll, attempts)
+            if stopped is not None:
+                return stopped
+            sent = clock()
         try:
             self._counters.requests += 1
             if attempts is not None:
                 self._counters.retries += 1
             if poll is not None:
-                poll.on_send()
+                poll.on_send(sent)
             response = await self._transport.fetch(task_id)
             if response.task.task_id != task_id or response.task.status is TaskStatus.UNKNOWN:
                 self._warn(response.task, task_id)
@@ -281,6 +275,22 @@ class RetryingFetcher:
             return response
         finally:
             throttle.release(clock())
+
+    async def _acquire(
+        self, task_id: str, poll: Poll | None, attempts: _Attempts | None
+    ) -> _Attempts | None:
+        """Wait until a request may leave; return its attempts if it is a poll that may not."""
+        try:
+            await self._throttle.acquire(poll=poll is not None)
+        except PollsStopped:
+            if attempts is None:
+                raise
+            return attempts  # the poll has failed: its last error stands
+        except PauseTooLong:
+            pass
+        else:
+            return None
+        raise self._paused_by(task_id, attempts)  # here, so that the error has no context
 
     def _report(self, attempts: _Attempts, sent: float, now: float) -> None:
         """Report a failed request to throttle and outage."""

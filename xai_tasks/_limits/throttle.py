@@ -95,6 +95,13 @@ class Throttle:
             return max(_FIRST_IDS, _REQUESTS_EACH * self._pacer.answered)
         return max(1.0, rate * timeout / _REQUESTS_EACH)
 
+    def try_acquire(self, now: float) -> bool:
+        """Let a request leave, which then needs its `release`; False if it has to `acquire`."""
+        if self.closed or self._gets or self._polls or self._pacer.delay(now) > 0:
+            return False
+        self._pacer.take(now)
+        return True
+
     async def acquire(self, *, poll: bool) -> None:
         """Wait until a request may leave; each acquire needs its `release`.
 
@@ -107,8 +114,7 @@ class Throttle:
         if self.closed:
             raise ClientClosedError("the client is closed")
         now = asyncio.get_running_loop().time()
-        if not self._gets and not self._polls and self._pacer.delay(now) <= 0:
-            self._pacer.take(now)
+        if self.try_acquire(now):
             return
         if not poll and self.paused_until - now > self._max_wait:
             raise PauseTooLong

@@ -127,9 +127,9 @@ class Entry:
         elif self.subscribers is subscriber:
             self.subscribers = None
 
-    def on_send(self) -> None:
+    def on_send(self, now: float) -> None:
         """Record that a request is being sent."""
-        self.sent_at = asyncio.get_running_loop().time()
+        self.sent_at = now
 
     def on_error(self, error: APIError) -> None:
         """Record a failed request, also one that is retried."""
@@ -206,7 +206,7 @@ class PollState(tenacity.RetryCallState):
 class PolicyGroup:
     """The entries under one policy."""
 
-    __slots__ = ("entries", "learners", "owners", "policy", "tenacity")
+    __slots__ = ("_adaptive", "entries", "learners", "owners", "policy", "tenacity")
 
     def __init__(self, policy: PollPolicy) -> None:
         self.policy: PollPolicy = policy
@@ -214,6 +214,8 @@ class PolicyGroup:
         """Those that are not packed, by id."""
         self.owners: set[BulkOwner] = set()
         """Bulk streams under this policy."""
+        # A subclass may decide otherwise, so it is called as tenacity would.
+        self._adaptive = policy.wait if type(policy.wait) is wait_adaptive else None
         self.learners: list[wait_adaptive] = _learners(policy.wait)
         self.tenacity: tenacity.Retrying = tenacity.Retrying(wait=policy.wait)
 
@@ -227,6 +229,14 @@ class PolicyGroup:
             BaseException: whatever the strategy raises.
 
         """
+        if self._adaptive is not None:  # the default: not worth tenacity's state
+            task = server_time = None
+            if isinstance(answer, Response):
+                task, server_time = answer.task, answer.server_time
+            elapsed = now - entry.started
+            return self._adaptive._next_wait(  # noqa: SLF001 -- ours
+                task, entry.polls, elapsed=elapsed, gap=gap, server_time=server_time
+            )
         seconds = float(self.policy.wait(PollState(entry, now, answer, gap)))
         if not math.isfinite(seconds):
             raise ValueError(f"the wait strategy of the poll policy gave {seconds} seconds")
