@@ -17,6 +17,7 @@ import random
 import sys
 from collections import Counter, deque
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -29,13 +30,16 @@ OUTAGE = 240.0
 """Seconds; less than `max_outage`, so that every job is waited for to its end."""
 
 
+NOT_OF_THE_CLIENT = type, ModuleType, FunctionType, FakeTransport
+
+
 def container_items(root: object) -> int:
     """Return how many items stand in the containers that can be reached from an object."""
     seen: set[int] = set()
     stack, items = [root], 0
     while stack:
         found = stack.pop()
-        if id(found) in seen or isinstance(found, (type, FakeTransport)):
+        if id(found) in seen or isinstance(found, NOT_OF_THE_CLIENT):
             continue
         seen.add(id(found))
         if isinstance(found, (dict, list, set, tuple, deque)):
