@@ -33,6 +33,7 @@ from xai_tasks import (
     WaitTimeoutError,
     wait_adaptive,
 )
+from xai_tasks._polling.packed import PackedEntries
 
 pytestmark = pytest.mark.fake_clock
 
@@ -629,6 +630,24 @@ class TestCostOfOthers:
         assert len(found) < 10
         reader.cancel()
         await asyncio.gather(reader, first, return_exceptions=True)
+
+    @pytest.mark.parametrize("how", ["leave", "close"])
+    async def test_the_end_of_a_stream_unpacks_no_id(self, client, transport, monkeypatch, how):
+        transport.default = "processing"
+        stream = client.as_completed((f"task-{n}" for n in range(3000)), poll=every(1000))
+        first = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(100)  # in which each is polled
+        unpacked = []
+        take = PackedEntries.take
+        monkeypatch.setattr(
+            PackedEntries, "take", lambda self, *args: (unpacked.append(args), take(self, *args))[1]
+        )
+
+        await (stream.aclose() if how == "leave" else client.close())
+
+        assert client.stats.waiting == 0
+        assert unpacked == []
+        await asyncio.gather(first, return_exceptions=True)
 
     async def test_a_new_policy_reads_no_other_policies(self, client, transport, monkeypatch):
         transport.default = "processing"

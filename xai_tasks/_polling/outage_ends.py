@@ -51,11 +51,11 @@ class OutageEnds:
 
     def _end_one(self, member: tuple[PolicyGroup, str]) -> None:
         group, task_id = member
-        entry = self._rotation.find(task_id, group)
-        if entry is not None and self._outage.since is not None:
-            failing = entry.failures is not None and entry.failures.since is not None
-            error = self._outage.error_for(task_id, entry.error if failing else None)
-            self._end_id(group, task_id, error)
+        if self._outage.since is not None:
+            entry = group.entries.get(task_id)  # a packed one has no failures
+            failures = None if entry is None else entry.failures
+            own = None if failures is None or failures.since is None else failures.last
+            self._end_id(group, task_id, self._outage.error_for(task_id, own))
 
     def _future_end(self, group: PolicyGroup) -> float:
         """Return when an outage, if there is one, ends the waits under a policy.

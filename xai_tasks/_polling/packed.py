@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator
 
+from attrs import define
+
 from xai_tasks._models import TaskResult
 from xai_tasks._polling.entries import NEVER, Entry, PolicyGroup, Subscriber
 
@@ -77,6 +79,16 @@ _UNPACKED = b""
 _ROW = struct.Struct("=IIQddd")  # owner, polls, index, due, started, polled at; then the body
 
 
+@define
+class Packed:
+    """Whose a packed entry is, and when it is due."""
+
+    owner: BulkOwner
+    index: int
+    due: float
+    polled: bool
+
+
 class PackedEntries:
     """Entries that one bulk stream alone waits for, each as bytes."""
 
@@ -116,6 +128,19 @@ class PackedEntries:
         if entry.body is not None and owner.timeout < NEVER:  # who has no timeout never needs it
             row += entry.body
         self._rows[entry.task_id] = row
+
+    def look_up(self, task_id: str, group: PolicyGroup) -> Packed | None:
+        """Return what is packed for an id; None if there is nothing, or nothing in `group`."""
+        row = self._rows.get(task_id)
+        if not row:
+            return None
+        number, polls, index, due, _, _ = _ROW.unpack_from(row)
+        owner = self._owners[number]
+        return Packed(owner, index, due, polls > 0) if owner.group is group else None
+
+    def remove(self, task_id: str) -> None:
+        """Remove an entry that is packed."""
+        del self._rows[task_id]
 
     def take(self, task_id: str, group: PolicyGroup | None = None) -> Entry | None:
         """Unpack an entry; return None if there is none, or none in `group`."""

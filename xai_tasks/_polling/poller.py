@@ -149,11 +149,16 @@ class Poller:
         self._part(entry, subscriber)
         if entry.subscribers is None and self._rotation.discard(entry):
             self._workers.abort(entry)
-            if not self._rotation.waiting:
-                self._set_alarm()
+            self._on_left()
 
     def leave_bulk(self, task_id: str, owner: BulkOwner, index: int) -> None:
         """Remove one id of a stream, as `leave` does."""
+        packed = self._rotation.find_packed(task_id, owner.group)
+        if packed is not None:
+            if packed.owner is owner and packed.index == index:
+                self._rotation.drop_packed(task_id, packed)
+                self._on_left()
+            return
         entry = self._rotation.find(task_id, owner.group)
         if entry is not None:
             for subscriber in _of_stream(entry, owner, index):
@@ -210,6 +215,10 @@ class Poller:
             group = self._rotation.add_group(policy)
             self._outage_ends.on_new_group(group)
         return group
+
+    def _on_left(self) -> None:
+        if not self._rotation.waiting:
+            self._set_alarm()
 
     def _part(self, entry: Entry, subscriber: Subscriber) -> None:
         entry.remove(subscriber)
@@ -334,6 +343,11 @@ class Poller:
 
     def _end_id(self, group: PolicyGroup, task_id: str, error: XaiTasksError) -> None:
         """End all waits for an id from outside of its worker."""
+        packed = self._rotation.find_packed(task_id, group)
+        if packed is not None:
+            self._rotation.drop_packed(task_id, packed)
+            packed.owner.on_end(packed.index, task_id, None, error, first=not packed.polled)
+            return
         entry = self._rotation.find(task_id, group)
         if entry is not None:
             self._end(entry, None, error)

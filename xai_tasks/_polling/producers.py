@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from xai_tasks._errors import InvalidTaskIdError
@@ -13,6 +13,7 @@ from xai_tasks._models import TaskResult
 from xai_tasks._policies import PollPolicy
 from xai_tasks._polling.entries import Entry, Subscriber
 from xai_tasks._polling.poller import Poller
+from xai_tasks._polling.slices import in_slices
 
 T = TypeVar("T")
 
@@ -103,7 +104,9 @@ class Producer(ABC, Generic[T]):
         """Abandon whatever is under way. Twice is fine."""
         if not self.stopped:
             self.stopped = True
-            self.items.clear()
+            items, self.items = self.items, deque()
+            if items:  # freeing a million outcomes takes a tenth of a second
+                in_slices(_emptied(items), lambda _: None)
             if self.loop is not None:
                 self.abandon()
             self.wake()
@@ -123,6 +126,11 @@ class Producer(ABC, Generic[T]):
     @abstractmethod
     def abandon(self) -> None:
         """End all that `start` began."""
+
+
+def _emptied(items: deque[T]) -> Iterator[T]:
+    while items:
+        yield items.popleft()
 
 
 class _WatchSubscriber(Subscriber):

@@ -8,7 +8,7 @@ from typing import cast
 
 from xai_tasks._policies import PollPolicy
 from xai_tasks._polling.entries import Entry, PolicyGroup
-from xai_tasks._polling.packed import BulkOwner, BulkSubscriber, PackedEntries
+from xai_tasks._polling.packed import BulkOwner, BulkSubscriber, Packed, PackedEntries
 from xai_tasks._polling.schedule import Schedule
 
 
@@ -64,6 +64,16 @@ class Rotation:
             schedule.remove(task_id, due)
             entry.due = schedule.add(entry, due)
         return entry
+
+    def find_packed(self, task_id: str, group: PolicyGroup) -> Packed | None:
+        """Return whose the entry of an id under a policy is, if it is packed."""
+        return self._packed.look_up(task_id, group)
+
+    def drop_packed(self, task_id: str, packed: Packed) -> None:
+        """Remove what `find_packed` has just found; a tenth of the work that `find` is."""
+        self._packed.remove(task_id)
+        (self._later if packed.polled else self._first).remove(task_id, packed.due)
+        self.waiting -= 1
 
     def add(self, task_id: str, group: PolicyGroup, now: float) -> Entry:
         """Add an id that is due at once."""
