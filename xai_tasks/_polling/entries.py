@@ -215,7 +215,9 @@ class PolicyGroup:
         self.owners: set[BulkOwner] = set()
         """Bulk streams under this policy."""
         # A subclass may decide otherwise, so it is called as tenacity would.
-        self._adaptive = policy.wait if type(policy.wait) is wait_adaptive else None
+        self._adaptive: wait_adaptive | None = None
+        if isinstance(policy.wait, wait_adaptive) and type(policy.wait) is wait_adaptive:
+            self._adaptive = policy.wait
         self.learners: list[wait_adaptive] = _learners(policy.wait)
         self.tenacity: tenacity.Retrying = tenacity.Retrying(wait=policy.wait)
 
