@@ -215,9 +215,9 @@ class OutcomeStream(_Stream[Outcome]):
     @property
     def succeeded(self) -> int:
         """Outcomes taken that are `ok`."""
-        return self._bulk.succeeded
+        return self._bulk.taken.succeeded
 
     @property
     def failed(self) -> int:
         """Outcomes taken that are not `ok`."""
-        return self._bulk.failed
+        return self._bulk.taken.failed

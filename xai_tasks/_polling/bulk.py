@@ -7,6 +7,8 @@ import copy
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any
 
+from attrs import define
+
 from xai_tasks._errors import (
     AuthenticationError,
     ClientClosedError,
@@ -162,13 +164,25 @@ class Refusals:
         return self._error
 
 
+@define
+class Taken:
+    """Outcomes that were taken from a stream."""
+
+    succeeded: int = 0
+    failed: int = 0
+
+    @property
+    def total(self) -> int:
+        """The number of both."""
+        return self.succeeded + self.failed
+
+
 class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
     """Produces an outcome for each id or request, as tasks end."""
 
     __slots__ = (
         "_due",
         "_emptied",
-        "_expired",
         "_max_pending",
         "_policy",
         "_poller",
@@ -177,10 +191,9 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
         "_saving",
         "_source",
         "_unpolled",
-        "failed",
         "group",
         "ids",
-        "succeeded",
+        "taken",
         "timeout",
     )
 
@@ -226,14 +239,11 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
         """Where it stands in the poller's schedule of deadlines."""
         self._emptied: asyncio.Future[None] | None = None
         """Done once all ids have been left."""
-        self._expired = 0
-        """The ids before this number have been handled by `expire`."""
         self._unpolled = 0
         """Ids pulled that have not been polled yet."""
         self.ids: PendingIds = PendingIds()
         self.group: PolicyGroup
-        self.succeeded: int = 0
-        self.failed: int = 0
+        self.taken: Taken = Taken()
 
     @property
     def pulled(self) -> int:
@@ -243,7 +253,7 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
     @property
     def pending(self) -> int:
         """The number of ids whose outcome has not been taken."""
-        return 0 if self.stopped else self.pulled - self.succeeded - self.failed
+        return 0 if self.stopped else self.pulled - self.taken.total
 
     @property
     def exhausted(self) -> bool:
@@ -252,13 +262,13 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
         return not self._unpolled if self.error is not None else not self.pending
 
     async def next(self) -> Outcome:
-        if (self.succeeded + self.failed) % _PULL_SLICE == _PULL_SLICE - 1:
+        if self.taken.total % _PULL_SLICE == _PULL_SLICE - 1:
             await asyncio.sleep(0)
         outcome = await super().next()
         if outcome.ok:
-            self.succeeded += 1
+            self.taken.succeeded += 1
         else:
-            self.failed += 1
+            self.taken.failed += 1
         self._source.on_room()
         return outcome
 
@@ -355,12 +365,12 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
 
     def expire(self, now: float) -> None:
         self._due = None
-        for count, (index, task_id) in enumerate(self.ids.after(self._expired)):
+        for count, (index, task_id) in enumerate(self.ids.after(self.ids.expired)):
             deadline = self.ids.deadline(index)
             if deadline > now or count == SLICE:
                 self._due = self._poller.set_deadline(self, deadline)
                 return
-            self._expired = index + 1
+            self.ids.expired = index + 1
             self._poller.expire_bulk(task_id, self, index, now)
 
     def _admit(self, task_id: object) -> None:

@@ -189,10 +189,12 @@ class PendingIds:
     and one that takes long keeps 4 KB and not all that were pulled after it.
     """
 
-    __slots__ = ("_blocks",)
+    __slots__ = ("_blocks", "expired")
 
     def __init__(self) -> None:
         self._blocks: dict[int, _Block] = {}
+        self.expired: int = 0
+        """The ids before this number have met their deadline."""
 
     def __bool__(self) -> bool:
         """Return whether there is any."""
