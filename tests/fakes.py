@@ -272,8 +272,8 @@ class FakeTransport:
 def client_over(transport, **options):
     """Build a real client whose requests go to `transport`."""
     client = TaskClient(options.pop("api_key", "test-key"), **options)
-    client._transport = client._fetcher._transport = transport
-    client._submitter._transport = transport
+    client._parts.transport = client._parts.fetcher._transport = transport
+    client._parts.submitter._transport = transport
     return client
 
 

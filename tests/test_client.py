@@ -433,7 +433,7 @@ class TestClose:
         results = await asyncio.gather(*waits, return_exceptions=True)
         assert [type(result) for result in results] == [ClientClosedError] * 3
         assert len({id(result) for result in results}) == 3
-        assert client._transport._sessions._session.closed
+        assert client._parts.transport._sessions._session.closed
 
     async def test_twice_is_fine_and_never_used_is_too(self, server):
         client = TaskClient(KEY, base_url=server.url)

@@ -59,7 +59,7 @@ async def client(server, request_class):
 
 def end_pauses(client):
     """End what an example before has asked for: each stands for itself."""
-    client._throttle._pacer.paused_until = 0.0
+    client._parts.throttle._pacer.paused_until = 0.0
 
 
 async def check(client, task_id="a"):

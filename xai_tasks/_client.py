@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypeVar, cast, overload
 
-from xai_tasks._downloads import Downloader
 from xai_tasks._errors import (
     ClientClosedError,
     ConfigurationError,
@@ -22,17 +21,11 @@ from xai_tasks._errors import (
 )
 from xai_tasks._http.base_url import DEFAULT_BASE_URL, check_base_url
 from xai_tasks._http.credentials import Credentials
-from xai_tasks._http.file_transport import FileTransport
 from xai_tasks._http.proxy import ProxySetting
-from xai_tasks._http.transport import Transport
-from xai_tasks._limits.outage import Outage
-from xai_tasks._limits.retrying import Counters, RetryingFetcher
-from xai_tasks._limits.submitting import Submitter
-from xai_tasks._limits.throttle import Throttle
 from xai_tasks._models import ClientStats, TaskResult, task_error
+from xai_tasks._parts import Parts
 from xai_tasks._policies import PollPolicy, RetryPolicy, check_count, check_seconds, check_statuses
 from xai_tasks._polling.entries import Entry, Subscriber
-from xai_tasks._polling.poller import Poller
 from xai_tasks._polling.producers import check_one_of_many, check_task_id
 from xai_tasks._requests import Request, check_request
 from xai_tasks._streams import OutcomeStream, Watch, WatchAll
@@ -122,16 +115,9 @@ class TaskClient:
         "__weakref__",
         "_base_url",
         "_closed",
-        "_counters",
-        "_downloader",
-        "_fetcher",
         "_loop",
+        "_parts",
         "_poll",
-        "_poller",
-        "_submissions",
-        "_submitter",
-        "_throttle",
-        "_transport",
     )
 
     def __init__(
@@ -162,77 +148,37 @@ class TaskClient:
                 "proxy and trust_env are for the client's own session: "
                 "set the proxy on the session that you pass"
             )
-        name = "base_url"
-        if base_url is None:
-            name = "MOUNTSEA_BASE_URL"
-            base_url = os.environ.get(name) or DEFAULT_BASE_URL
-        self._base_url = check_base_url(
-            base_url, name=name, allow_insecure_http=allow_insecure_http
-        )
+        self._base_url = _checked_base_url(base_url, allow_insecure_http=allow_insecure_http)
         check_seconds("request_timeout", request_timeout, positive=True)
         check_count("max_concurrency", max_concurrency, 1)
         check_count("max_response_bytes", max_response_bytes, 1)
         check_count("max_download_bytes", max_download_bytes, 1)
         if rate_limit is not None:
             check_seconds("rate_limit", rate_limit, positive=True)
-        retry_statuses = check_statuses("submit_retry_statuses", submit_retry_statuses)
-        if not all(400 <= status <= 599 for status in retry_statuses):
-            raise ValueError(
-                f"submit_retry_statuses must be within 400 and 599, not {submit_retry_statuses!r}"
-            )
         retry = _policy("retry", retry, RetryPolicy)
         self._poll = _policy("poll", poll, PollPolicy)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        self._counters = Counters()
-        self._transport = Transport(
+        self._parts = Parts(
             credentials,
             self._base_url,
             session=session,
-            request_timeout=request_timeout,
-            max_bytes=max_response_bytes,
-            user_agent=user_agent,
             proxies=proxies,
-        )
-        max_concurrency = self._transport.limit_concurrency(max_concurrency)
-        self._throttle = Throttle(max_concurrency, rate_limit, retry.max_retry_after)
-        outage = Outage()
-        self._fetcher = RetryingFetcher(
-            self._transport, self._throttle, outage, credentials, retry, self._counters
-        )
-        self._submissions = Throttle(max_concurrency, rate_limit, retry.max_retry_after)
-        self._submitter = Submitter(
-            self._transport,
-            self._submissions,
-            credentials,
-            retry,
-            self._counters,
-            self._fetcher.budget,
-            retry_statuses=retry_statuses,
-            on_answer=outage.answered,
-        )
-        self._poller = Poller(
-            self._fetcher,
-            self._throttle,
-            outage,
-            self._counters,
-            max_workers=max_concurrency,
-            max_pause=retry.max_retry_after,
-        )
-        make_transport = partial(
-            FileTransport,
-            self._base_url,
+            request_timeout=request_timeout,
+            retry=retry,
+            max_concurrency=max_concurrency,
+            rate_limit=rate_limit,
+            max_response_bytes=max_response_bytes,
+            max_download_bytes=max_download_bytes,
+            retry_statuses=_refusals(submit_retry_statuses),
             allow_insecure_http=allow_insecure_http,
-            request_timeout=request_timeout,
-            agent=self._transport.agent,
-            proxies=proxies,
+            user_agent=user_agent,
         )
-        self._downloader = Downloader(make_transport, retry, max_download_bytes)
 
     def __repr__(self) -> str:
-        if not hasattr(self, "_poller"):  # a traceback out of the constructor may show it
+        if not hasattr(self, "_parts"):  # a traceback out of the constructor may show it
             return "<TaskClient unfinished>"
-        state = "closed" if self._closed else f"{self._poller.waiting} waiting"
+        state = "closed" if self._closed else f"{self._parts.poller.waiting} waiting"
         return f"<TaskClient {self._base_url} {state}>"
 
     def __reduce__(self) -> NoReturn:
@@ -269,7 +215,7 @@ class TaskClient:
         check_task_id(task_id)
         check_seconds("timeout", timeout, optional=True)
         self._bind()
-        return (await self._fetcher.fetch_within(task_id, timeout)).task
+        return (await self._parts.fetcher.fetch_within(task_id, timeout)).task
 
     async def submit(self, request: Request, *, on_send: Callable[[], None] | None = None) -> str:
         """Submit a job, at most once: it costs money.
@@ -297,7 +243,7 @@ class TaskClient:
         """
         check_request(request)
         self._bind()
-        return await self._submitter.submit(request, on_send=on_send)
+        return await self._parts.submitter.submit(request, on_send=on_send)
 
     async def run(
         self,
@@ -329,7 +275,7 @@ class TaskClient:
         _, seconds = self._terms(poll, timeout)
         loop = self._bind()
         began = loop.time()
-        task_id = await self._submitter.submit(request, timeout=seconds)
+        task_id = await self._parts.submitter.submit(request, timeout=seconds)
         left = None if seconds is None else max(0.0, began + seconds - loop.time())
         try:
             return await self.wait(task_id, timeout=left, poll=poll, check=check)
@@ -377,12 +323,12 @@ class TaskClient:
         check_task_id(task_id)
         policy, seconds = self._terms(poll, timeout)
         waiter = _Waiter(self._bind(), seconds)
-        entry = self._poller.subscribe(task_id, policy, waiter)
+        entry = self._parts.poller.subscribe(task_id, policy, waiter)
         try:
             answer = await waiter.future
         except asyncio.CancelledError:
             # A wait whose timeout was 0 has no entry, and its future is already done.
-            self._poller.leave(cast("Entry", entry), waiter)
+            self._parts.poller.leave(cast("Entry", entry), waiter)
             raise
         error = (
             answer
@@ -425,7 +371,7 @@ class TaskClient:
         check_task_id(task_id)
         policy, seconds = self._terms(poll, timeout)
         self._check_open()
-        return Watch(self._poller, self._bind, task_id, policy, seconds)
+        return Watch(self._parts.poller, self._bind, task_id, policy, seconds)
 
     def watch_all(
         self,
@@ -458,11 +404,11 @@ class TaskClient:
             ClientClosedError: the client is closed.
 
         """
-        self._check_ids(task_ids)
+        _check_ids(task_ids)
         policy, seconds = self._terms(poll, timeout)
         check_count("max_pending", max_pending, 1)
         self._check_open()
-        return WatchAll(self._poller, self._bind, task_ids, policy, seconds, max_pending)
+        return WatchAll(self._parts.poller, self._bind, task_ids, policy, seconds, max_pending)
 
     @overload
     async def wait_all(
@@ -515,7 +461,7 @@ class TaskClient:
             TypeError: `task_ids` is not an iterable, or is a single string.
 
         """
-        self._check_ids(task_ids)
+        _check_ids(task_ids)
         policy, seconds = self._terms(poll, timeout)
         ids = [i async for i in task_ids] if isinstance(task_ids, AsyncIterable) else list(task_ids)
         for task_id in ids:
@@ -523,7 +469,13 @@ class TaskClient:
         self._bind()
         results: list[Any] = [None] * len(ids)
         stream = OutcomeStream(
-            self._poller, self._bind, ids, policy, seconds, max(1, len(ids)), raise_refusals=False
+            self._parts.poller,
+            self._bind,
+            ids,
+            policy,
+            seconds,
+            max(1, len(ids)),
+            raise_refusals=False,
         )
         async with stream:
             async for outcome in stream:
@@ -569,22 +521,22 @@ class TaskClient:
             ClientClosedError: the client is closed.
 
         """
-        self._check_ids(task_ids)
+        _check_ids(task_ids)
         policy, seconds = self._terms(poll, timeout)
         check_count("max_pending", max_pending, 1)
         save = None
         if download_to is not None:
-            save = partial(self._downloader.complete, _directory("download_to", download_to))
+            save = partial(self._parts.downloader.complete, _directory("download_to", download_to))
         self._check_open()
         return OutcomeStream(
-            self._poller,
+            self._parts.poller,
             self._bind,
             task_ids,
             policy,
             seconds,
             max_pending,
             save=save,
-            submit=partial(self._submitter.submit, bulk=True),
+            submit=partial(self._parts.submitter.submit, bulk=True),
         )
 
     async def download(self, task: TaskResult, directory: str | os.PathLike[str]) -> list[Path]:
@@ -617,7 +569,7 @@ class TaskClient:
         check_task_id(task.task_id)
         path = _directory("directory", directory)
         self._bind()
-        files, error = await self._downloader.save(task, task.task_id, path)
+        files, error = await self._parts.downloader.save(task, task.task_id, path)
         if error is not None:
             try:
                 raise error
@@ -628,14 +580,14 @@ class TaskClient:
     @property
     def stats(self) -> ClientStats:
         """What the client has done so far: a snapshot."""
-        counters = self._counters
+        counters = self._parts.counters
         return ClientStats(
             requests=counters.requests,
             retries=counters.retries,
             polls=counters.polls,
             rate_limited=counters.rate_limited,
-            waiting=self._poller.waiting,
-            in_flight=self._throttle.in_flight + self._submissions.in_flight,
+            waiting=self._parts.poller.waiting,
+            in_flight=self._parts.in_flight,
         )
 
     @property
@@ -654,26 +606,14 @@ class TaskClient:
         """
         self._check_loop()
         self._closed = True
-        for throttle in (self._throttle, self._submissions):
-            throttle.close()
-        self._fetcher.close()
-        self._submitter.close()
-        ended = self._poller.close()
-        # All that closes a session happens before its first suspension. So cancelling this
-        # call, even again and again, stops only the waiting.
-        try:
-            await self._transport.close()
-        finally:
-            await self._downloader.close()
-        await asyncio.shield(ended)
-        await self._poller.closed_down()
+        await self._parts.close()
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         """Bind the client to the running loop, on its first use."""
         self._check_open()
         loop = self._check_loop()
         if self._loop is None:
-            self._transport.check_loop(loop)
+            self._parts.transport.check_loop(loop)
             self._loop = loop
         return loop
 
@@ -697,13 +637,6 @@ class TaskClient:
         check_seconds("timeout", timeout, optional=True)
         return policy, timeout
 
-    @staticmethod
-    def _check_ids(task_ids: object) -> None:
-        if isinstance(task_ids, (str, bytes)):
-            raise TypeError("task_ids is a single string: pass a list of ids, or use wait()")
-        if not isinstance(task_ids, (Iterable, AsyncIterable)):
-            raise TypeError(f"task_ids must be an iterable of ids, not {type(task_ids).__name__}")
-
 
 def _policy(name: str, value: P | None, cls: type[P]) -> P:
     if value is None:
@@ -718,3 +651,26 @@ def _directory(name: str, value: object) -> Path:
     if not isinstance(path, str):
         raise TypeError(f"{name} must be a path, not {type(value).__name__}")
     return Path(path)
+
+
+def _check_ids(task_ids: object) -> None:
+    if isinstance(task_ids, (str, bytes)):
+        raise TypeError("task_ids is a single string: pass a list of ids, or use wait()")
+    if not isinstance(task_ids, (Iterable, AsyncIterable)):
+        raise TypeError(f"task_ids must be an iterable of ids, not {type(task_ids).__name__}")
+
+
+def _refusals(statuses: Collection[int]) -> frozenset[int]:
+    found = check_statuses("submit_retry_statuses", statuses)
+    if not all(400 <= status <= 599 for status in found):
+        raise ValueError(f"submit_retry_statuses must be within 400 and 599, not {statuses!r}")
+    return found
+
+
+def _checked_base_url(base_url: str | None, *, allow_insecure_http: bool) -> str:
+    """Check the argument or, if it is None, what the environment says; return it without `/`."""
+    name = "base_url"
+    if base_url is None:
+        name = "MOUNTSEA_BASE_URL"
+        base_url = os.environ.get(name) or DEFAULT_BASE_URL
+    return check_base_url(base_url, name=name, allow_insecure_http=allow_insecure_http)

@@ -315,7 +315,7 @@ async def test_a_certificate_behind_the_proxy_is_verified():
 async def test_no_part_of_a_client_shows_the_password(proxy):
     async with client_by(proxy, login=LOGIN) as client:
         await client.get("a")
-        transport = client._transport
+        transport = client._parts.transport
         shown = pretty_repr([transport, transport._proxy, transport._template, transport._sessions])
         shown += repr([client, transport, transport._proxy, transport._template])
 

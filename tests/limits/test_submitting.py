@@ -313,11 +313,11 @@ class TestThrottle:
         transport.weather = lambda task_id: status(502)
         waits = [asyncio.ensure_future(client.wait(f"id-{n}")) for n in range(30)]
         await asyncio.sleep(5)
-        assert client._poller._outage.since is not None
+        assert client._parts.poller._outage.since is not None
 
         await client.submit(CAT)
 
-        assert client._poller._outage.since is None
+        assert client._parts.poller._outage.since is None
         for wait in waits:
             wait.cancel()
 
@@ -327,7 +327,7 @@ class TestThrottle:
             with pytest.raises((APIConnectionError, SubmissionUncertainError)):
                 await client.submit(CAT)
 
-        assert client._poller._outage.since is None
+        assert client._parts.poller._outage.since is None
 
 
 class TestEnds:
@@ -350,7 +350,7 @@ class TestEnds:
             await asyncio.sleep(0.5)
             submitting.cancel()
             await settle()
-            assert client._fetcher.budget.allows_retry
+            assert client._parts.fetcher.budget.allows_retry
 
     async def test_close_ends_a_sleep(self, transport):
         client = make(transport)
@@ -367,7 +367,7 @@ class TestEnds:
 
     async def test_close_before_a_sleep(self, transport):
         def closing(request):
-            client._submissions.close()
+            client._parts._submission_throttle.close()
             return unreachable(request)
 
         transport.fault("POST", closing)
@@ -484,6 +484,6 @@ async def test_unreadable_answer_is_a_sign_of_life(transport):
         await asyncio.sleep(5)
         with pytest.raises(SubmissionUncertainError):
             await client.submit(CAT)
-        assert client._poller._outage.since is None
+        assert client._parts.poller._outage.since is None
         for wait in waits:
             wait.cancel()

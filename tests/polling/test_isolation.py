@@ -395,7 +395,7 @@ class TestWhateverUserCodeRaises:
         transport.default = "processing"
         task = asyncio.ensure_future(client.wait("a", poll=PollPolicy(wait=wait)))
         await asyncio.sleep(0.05)
-        (worker,) = client._poller._workers.tasks
+        (worker,) = client._parts.poller._workers.tasks
 
         with pytest.raises(Odd):
             await worker
@@ -514,7 +514,7 @@ class TestProbes:
         ids = transport.add_many(20, 0)
         waits = [asyncio.ensure_future(client.wait(task_id)) for task_id in ids]
         await asyncio.sleep(12)  # a probe stalls
-        (worker,) = client._poller._workers.tasks
+        (worker,) = client._parts.poller._workers.tasks
 
         down = False
         worker.cancel()
@@ -613,7 +613,7 @@ class TestCostOfOthers:
         )
         await asyncio.sleep(30)
         found = []
-        rotation = type(client._poller._rotation)
+        rotation = type(client._parts.poller._rotation)
         monkeypatch.setattr(
             rotation,
             "find",
@@ -656,7 +656,7 @@ class TestCostOfOthers:
         ]
         await asyncio.sleep(5)
         read = []
-        rotation = type(client._poller._rotation)
+        rotation = type(client._parts.poller._rotation)
         groups = rotation.groups.fget
         monkeypatch.setattr(
             rotation, "groups", property(lambda self: (read.append(1), groups(self))[1])

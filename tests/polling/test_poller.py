@@ -90,8 +90,8 @@ async def errors(tasks):
 
 def queued(client):
     """Return how many items the poller's schedules hold, stale times among them."""
-    rotation = client._poller._rotation
-    schedules = rotation._first, rotation._later, client._poller._deadlines._schedule
+    rotation = client._parts.poller._rotation
+    schedules = rotation._first, rotation._later, client._parts.poller._deadlines._schedule
     return sum(len(each) + len(each._heap) - len(each._buckets) for each in schedules)
 
 
@@ -491,7 +491,7 @@ class TestOutage:
         transport.weather = lambda task_id: refused
         tasks = waits(client, [f"task-{n}" for n in range(20)])
         await asyncio.sleep(0.0999999)
-        while client._poller._outage.since is None:
+        while client._parts.poller._outage.since is None:
             await asyncio.sleep(1e-9)
 
         await client.close()
@@ -718,7 +718,7 @@ async def test_in_flight_is_never_above_max_concurrency(transport, waits):
         await asyncio.gather(*waits(client, ids), *(client.get(task_id) for task_id in ids))
 
         assert transport.most_in_flight == 7
-        assert len(client._poller._workers.tasks) <= 7
+        assert len(client._parts.poller._workers.tasks) <= 7
 
 
 async def test_rate_limit_holds_over_polls_and_looks_together(transport, waits):
@@ -755,7 +755,7 @@ async def test_a_429_pauses_every_wait_once_and_polling_resumes_slowly(client, t
 class TestLeaving:
     async def test_waits_given_up_before_their_worker_began_leave_it_nothing_to_do(self, transport):
         async with client_over(transport, max_concurrency=1) as client:
-            poller, told = client._poller, Told()
+            poller, told = client._parts.poller, Told()
             await settle()
             entries = [poller.subscribe(task_id, every(1), told) for task_id in ("a", "b")]
             for entry in entries:
@@ -793,7 +793,7 @@ class TestLeaving:
     async def test_a_storm_of_waits_given_up_does_not_stay_in_heap_or_line(self, transport):
         async with client_over(transport, max_concurrency=16) as client:
             transport.default = "processing"
-            poller, policy = client._poller, every(300)
+            poller, policy = client._parts.poller, every(300)
             poller.subscribe("kept", policy, kept := Told())
 
             for _ in range(10):
@@ -879,10 +879,10 @@ class TestLeaving:
     async def test_before_the_worker_has_begun_makes_no_request(self, client, transport):
         client._bind()
         waiter = Told()
-        entry = client._poller.subscribe("a", every(1), waiter)
+        entry = client._parts.poller.subscribe("a", every(1), waiter)
 
-        client._poller.leave(entry, waiter)
-        client._poller.leave(entry, waiter)
+        client._parts.poller.leave(entry, waiter)
+        client._parts.poller.leave(entry, waiter)
 
         await assert_nothing_runs(client)
         assert transport.count() == 0
@@ -908,7 +908,7 @@ class TestForeignCancellation:
 
         for _ in range(5):
             await asyncio.sleep(0.2)
-            for worker in list(client._poller._workers.tasks):
+            for worker in list(client._parts.poller._workers.tasks):
                 worker.cancel()
 
         assert all(task.succeeded for task in await asyncio.gather(*tasks))
@@ -920,7 +920,7 @@ class TestForeignCancellation:
         transport.add("a")
         tasks = waits(client, ["a"])
         await asyncio.sleep(0)
-        for worker in list(client._poller._workers.tasks):
+        for worker in list(client._parts.poller._workers.tasks):
             worker.cancel()
 
         assert (await tasks[0]).succeeded
@@ -930,7 +930,7 @@ class TestForeignCancellation:
             ids = transport.add_many(5, 0)
             tasks = waits(client, ids)
             await asyncio.sleep(0.5)
-            for worker in list(client._poller._workers.tasks):
+            for worker in list(client._parts.poller._workers.tasks):
                 worker.cancel()
 
             assert all(task.succeeded for task in await asyncio.gather(*tasks))
@@ -943,7 +943,7 @@ class TestForeignCancellation:
             transport.add("b")
             task, other = waits(client, ["a", "b"])
             await asyncio.sleep(1)
-            (worker,) = client._poller._workers.tasks
+            (worker,) = client._parts.poller._workers.tasks
 
             cancelled = [task, worker] if first == "the wait" else [worker, task]
             for each in cancelled:
@@ -980,4 +980,4 @@ async def test_later_waits_are_refused_by_a_closed_poller(client):
     await client.close()
 
     with pytest.raises(Exception, match="closed"):
-        client._poller.subscribe("a", every(1), None)
+        client._parts.poller.subscribe("a", every(1), None)

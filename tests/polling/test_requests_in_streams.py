@@ -278,7 +278,7 @@ async def test_client_closed_after_acceptance(transport):
     client = client_over(transport)
 
     def accept(request):
-        client._poller.closed = True
+        client._parts.poller.closed = True
         return request.prompt
 
     transport.fault("POST", accept)

@@ -135,7 +135,7 @@ class World:
             self.random.choice(self.readers)[0].cancel()
 
     def cancel_worker(self):
-        workers = list(self.client._poller._workers.tasks)
+        workers = list(self.client._parts.poller._workers.tasks)
         if workers:
             self.random.choice(workers).cancel()
 
@@ -149,7 +149,7 @@ class World:
 
     def key_fails(self):
         self.key_raises = self.random.choice([None, Bug(), asyncio.CancelledError()])
-        self.client._fetcher._credentials.key = None if self.key_raises else "made-up-key"
+        self.client._parts.fetcher._credentials.key = None if self.key_raises else "made-up-key"
 
     def strategy_fails(self):
         self.strategy_raises = self.random.choice([None, None, Bug(), asyncio.CancelledError()])
@@ -160,7 +160,7 @@ class World:
     # What must hold.
 
     def check(self):
-        poller = self.client._poller
+        poller = self.client._parts.poller
         rotation, workers = poller._rotation, poller._workers
         in_flight = set(workers._in_flight)
         entries = [entry for group in rotation.groups for entry in group.entries.values()]
@@ -213,7 +213,7 @@ class World:
             self.check()
             self.check_ends()
         self.key_raises = self.strategy_raises = None
-        self.client._fetcher._credentials.key = "made-up-key"
+        self.client._parts.fetcher._credentials.key = "made-up-key"
         self.transport.weather = lambda task_id: None
         self.transport._faults.clear()
         if self.random.random() < 0.5:
@@ -242,7 +242,7 @@ class World:
         await settle()
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert self.client.stats.waiting == self.client.stats.in_flight == 0
-        rotation = self.client._poller._rotation
+        rotation = self.client._parts.poller._rotation
         assert rotation.groups == []
         assert rotation._packed._rows == {}
         assert asyncio.get_running_loop().timers_left() == []
