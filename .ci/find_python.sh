@@ -16,10 +16,14 @@ find_installed() { # uv skips pyenv's shims of versions that are not selected; s
 # Debian's unstable has Pythons that its stable has not. One is unpacked, with the C library that it
 # needs, into a folder of its own, where it disturbs nothing; apt checks the signatures as always.
 unpack_from_debian() {
-  local apt=$root/apt
+  local apt=$root/apt mirror
+  # The mirror that this machine uses anyway.
+  mirror=$(grep -rhoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null |
+    grep -v archive | head -n 1 | tr -d ' ')
+  [ -n "$mirror" ] || return 1
   mkdir -p "$apt/lists/partial" "$apt/archives/partial"
   touch "$apt/status"
-  echo "deb http://deb.debian.org/debian unstable main" >"$apt/sources.list"
+  echo "deb $mirror unstable main" >"$apt/sources.list"
   cat >"$apt/apt.conf" <<CONF
 Dir::State "$apt";
 Dir::State::status "$apt/status";

@@ -96,7 +96,7 @@ class Throttle:
         return max(1.0, rate * timeout / _REQUESTS_EACH)
 
     def try_acquire(self, now: float) -> bool:
-        """Let a request leave, which then needs its `release`; False if it has to `acquire`."""
+        """Acquire if a request may leave at once; return False if it has to `acquire` instead."""
         if self.closed or self._gets or self._polls or self._pacer.delay(now) > 0:
             return False
         self._pacer.take(now)
