@@ -8,10 +8,12 @@ its polls. It is an `Entry` again while it is in flight, or when somebody else w
 
 from __future__ import annotations
 
+import math
 import struct
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator
+from typing import cast
 
 from attrs import define
 
@@ -168,31 +170,35 @@ class PackedEntries:
             del self._rows[task_id]
 
 
-_BLOCK = 256
+_BLOCK = 64
 
 
 class _Block:
-    """Up to 256 ids in a row."""
+    """Up to 64 ids in a row."""
 
     __slots__ = ("deadlines", "ids", "live")
 
     def __init__(self) -> None:
-        self.ids: list[str | None] = [None] * _BLOCK
-        self.deadlines = array("d", [NEVER]) * _BLOCK
+        self.ids: list[str] | tuple[str, ...] = [""] * _BLOCK
+        self.deadlines = array("d", [math.nan]) * _BLOCK
+        """Not a number where there is no id, or one that has ended."""
         self.live = 0
 
 
 class PendingIds:
     """The ids of a stream that have not ended, by the number with which each was pulled.
 
-    They stand in blocks, and a block is freed when its last id has ended. So an id costs 16 bytes,
-    and one that takes long keeps 4 KB and not all that were pulled after it.
+    They stand in blocks, and a block is freed when its last id has ended. So an id costs 20 bytes,
+    and one that takes long keeps its block and not all that were pulled after it. A full block has
+    its ids in a tuple, which the garbage collector does not see, as it does a list.
     """
 
-    __slots__ = ("_blocks", "expired")
+    __slots__ = ("_blocks", "_last", "expired")
 
     def __init__(self) -> None:
         self._blocks: dict[int, _Block] = {}
+        self._last: _Block | None = None
+        """The block that is being filled."""
         self.expired: int = 0
         """The ids before this number have met their deadline."""
 
@@ -204,17 +210,19 @@ class PendingIds:
         """Add an id; numbers and deadlines must not fall from one to the next."""
         block = self._blocks.get(index // _BLOCK)
         if block is None:
-            block = self._blocks[index // _BLOCK] = _Block()
-        block.ids[index % _BLOCK] = task_id
+            if self._last is not None:
+                self._last.ids = tuple(self._last.ids)
+            block = self._blocks[index // _BLOCK] = self._last = _Block()
+        cast("list[str]", block.ids)[index % _BLOCK] = task_id
         block.deadlines[index % _BLOCK] = deadline
         block.live += 1
 
     def discard(self, index: int) -> bool:
         """Remove an id that has ended; return False if it was removed before."""
         block = self._blocks.get(index // _BLOCK)
-        if block is None or block.ids[index % _BLOCK] is None:
+        if block is None or math.isnan(block.deadlines[index % _BLOCK]):
             return False
-        block.ids[index % _BLOCK] = None
+        block.deadlines[index % _BLOCK] = math.nan
         block.live -= 1
         if not block.live:
             del self._blocks[index // _BLOCK]
@@ -231,5 +239,6 @@ class PendingIds:
             if block is None:
                 continue
             for place, task_id in enumerate(block.ids):
-                if task_id is not None and (at := number * _BLOCK + place) >= index:
+                at = number * _BLOCK + place
+                if at >= index and not math.isnan(block.deadlines[place]):
                     yield at, task_id

@@ -154,10 +154,9 @@ class Poller:
     def leave_bulk(self, task_id: str, owner: BulkOwner, index: int) -> None:
         """Remove one id of a stream, as `leave` does."""
         packed = self._rotation.find_packed(task_id, owner.group)
-        if packed is not None:
-            if packed.owner is owner and packed.index == index:
-                self._rotation.drop_packed(task_id, packed)
-                self._on_left()
+        if packed is not None and packed.owner is owner and packed.index == index:
+            self._rotation.drop_packed(task_id, packed)
+            self._on_left()
             return
         entry = self._rotation.find(task_id, owner.group)
         if entry is not None:

@@ -70,7 +70,7 @@ class Rotation:
         return self._packed.look_up(task_id, group)
 
     def drop_packed(self, task_id: str, packed: Packed) -> None:
-        """Remove what `find_packed` has just found; a tenth of the work that `find` is."""
+        """Remove what `find_packed` has just found, without unpacking it."""
         self._packed.remove(task_id)
         (self._later if packed.polled else self._first).remove(task_id, packed.due)
         self.waiting -= 1
