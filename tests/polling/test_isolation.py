@@ -33,7 +33,11 @@ from xai_tasks import (
     WaitTimeoutError,
     wait_adaptive,
 )
+from xai_tasks._limits.outage import Outage
+from xai_tasks._polling.bulk import Source
+from xai_tasks._polling.outage_ends import OutageEnds
 from xai_tasks._polling.packed import PackedEntries
+from xai_tasks._polling.rotation import Rotation
 
 pytestmark = pytest.mark.fake_clock
 
@@ -668,3 +672,75 @@ class TestCostOfOthers:
         assert read == []
         for wait in waits:
             wait.cancel()
+
+
+async def test_thousands_time_out_at_the_same_moment_in_slices(client, transport):
+    transport.default = "processing"
+    begin = now()
+
+    ends = await asyncio.gather(
+        *(client.wait(f"task-{n}", timeout=5) for n in range(2500)), return_exceptions=True
+    )
+
+    assert {type(end) for end in ends} == {WaitTimeoutError}
+    assert now() == pytest.approx(begin + 5, abs=0.1)
+
+
+async def test_an_outage_that_is_over_while_waits_are_ended_ends_no_more():
+    outage, rotation, ended = Outage(), Rotation(), []
+
+    def end(group, task_id, error):
+        ended.append(task_id)
+        if len(ended) == 10:
+            outage.answered()
+
+    ends = OutageEnds(outage, rotation, end)
+    group = rotation.add_group(PollPolicy(max_outage=20))
+    for n in range(30):
+        rotation.add(f"task-{n}", group, now())
+    outage.since = now()
+    await asyncio.sleep(20)
+
+    ends.run(now())
+
+    assert ended == [f"task-{n}" for n in range(10)]
+
+
+async def test_an_outage_that_changes_after_the_close_changes_nothing(client, transport):
+    transport.default = "processing"
+    wait = asyncio.ensure_future(client.wait("a"))
+    await asyncio.sleep(1)
+    poller = client._parts.poller
+    await client.close()
+
+    poller._on_outage_change()
+    poller._after_outage_change()
+
+    with pytest.raises(ClientClosedError):
+        await wait
+    await assert_nothing_runs(client)
+
+
+async def test_an_id_that_has_ended_is_neither_left_nor_timed_out(client, transport):
+    transport.default = "processing"
+    stream = client.as_completed(["a", "b"])
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(2)
+    poller, bulk = client._parts.poller, stream._bulk
+
+    poller.leave_bulk("gone", bulk, 7)
+    poller.expire_bulk("gone", bulk, 7, now())
+    poller._end_id(bulk.group, "gone", ClientClosedError("closed"))
+    poller.leave_bulk("a", bulk, 1)  # "a" has the index 0
+
+    assert client.stats.waiting == 2
+    await stream.aclose()
+    await asyncio.gather(first, return_exceptions=True)
+
+
+def test_a_source_that_was_never_started_can_be_cancelled():
+    source = Source([])
+
+    source.cancel()
+
+    assert source.ended
