@@ -24,6 +24,7 @@ BENCHMARKS = (
     "bulk_throughput",
     "waiting_cost",
     "latency",
+    "slices",
     "startup",
     "cli_cost",
     "choices",
