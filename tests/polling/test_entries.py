@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from unittest import mock
 
 import pytest
 import tenacity
@@ -9,6 +10,7 @@ from fakes import body, now, refused, response, status
 
 from xai_tasks import PollPolicy, TaskStatus, wait_adaptive
 from xai_tasks._polling.entries import NEVER, Entry, PolicyGroup, PollState, Subscriber
+from xai_tasks._polling.packed import BulkSubscriber
 
 pytestmark = pytest.mark.fake_clock
 
@@ -212,3 +214,28 @@ class TestPolicyGroup:
         group = PolicyGroup(PollPolicy(wait=Twice()))
 
         assert group.next_wait(make(), response("a", "pending"), 1007.5, 5.0) == 10.0
+
+
+class TestFind:
+    """An id may stand in a stream a hundred thousand times: each is found without a search."""
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_one_id_of_a_stream_among_others(self, count):
+        entry, owner = make(), mock.Mock(timeout=60.0)
+        subscribers = [BulkSubscriber(entry, owner, index) for index in range(count)]
+        for subscriber in subscribers:
+            entry.add(subscriber)
+
+        assert [entry.find((owner, index)) for index in range(count)] == subscribers
+        assert entry.find((owner, count)) is None
+        assert entry.find((mock.Mock(), 0)) is None
+
+        for subscriber in subscribers:
+            entry.remove(subscriber)
+        assert entry.find((owner, 0)) is None
+
+    def test_a_single_wait_by_itself(self):
+        entry, waiter = make(), Waiter(1000.0, 60)
+        entry.add(waiter)
+
+        assert entry.find(waiter) is waiter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import tenacity
@@ -48,6 +49,11 @@ class Subscriber(ABC):
         self.deadline = now + self.timeout
         self.due = None
 
+    @property
+    def key(self) -> Hashable:
+        """What it is found by among the subscribers of its entry."""
+        return self
+
     def on_poll(self, task: TaskResult | None) -> None:  # noqa: B027 -- most have nothing to do
         """Take note of a poll after which the wait goes on; `task` is None if it failed."""
 
@@ -88,7 +94,7 @@ class Entry:
     def __init__(self, task_id: str, group: PolicyGroup, now: float) -> None:
         self.task_id: str = task_id
         self.group: PolicyGroup = group
-        self.subscribers: dict[Subscriber, None] | Subscriber | None = None
+        self.subscribers: dict[Hashable, Subscriber] | Subscriber | None = None
         """A single one is held without a dict; None once nobody waits any more."""
         self.polls: int = 0
         self.sent_at: float | None = None
@@ -106,22 +112,29 @@ class Entry:
     def all(self) -> list[Subscriber]:
         """Return the subscribers as a new list."""
         if isinstance(self.subscribers, dict):
-            return list(self.subscribers)
+            return list(self.subscribers.values())
         return [] if self.subscribers is None else [self.subscribers]
+
+    def find(self, key: Hashable) -> Subscriber | None:
+        """Return the subscriber with this key, if there is one."""
+        if isinstance(self.subscribers, dict):
+            return self.subscribers.get(key)
+        only = self.subscribers
+        return only if only is not None and only.key == key else None
 
     def add(self, subscriber: Subscriber) -> None:
         """Add a subscriber."""
         if self.subscribers is None:
             self.subscribers = subscriber
         elif isinstance(self.subscribers, dict):
-            self.subscribers[subscriber] = None
+            self.subscribers[subscriber.key] = subscriber
         else:
-            self.subscribers = {self.subscribers: None, subscriber: None}
+            self.subscribers = {each.key: each for each in (self.subscribers, subscriber)}
 
     def remove(self, subscriber: Subscriber) -> None:
         """Remove a subscriber, if it is one."""
         if isinstance(self.subscribers, dict):
-            self.subscribers.pop(subscriber, None)
+            self.subscribers.pop(subscriber.key, None)
             if not self.subscribers:
                 self.subscribers = None
         elif self.subscribers is subscriber:

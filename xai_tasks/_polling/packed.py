@@ -12,7 +12,7 @@ import math
 import struct
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import cast
 
 from attrs import define
@@ -66,6 +66,10 @@ class BulkSubscriber(Subscriber):
         self.timeout = owner.timeout
         self.deadline = owner.ids.deadline(index)
         self.due = None
+
+    @property
+    def key(self) -> Hashable:
+        return self.owner, self.index
 
     def on_poll(self, task: TaskResult | None) -> None:
         self.owner.on_poll(self.index, task, first=not self.polled)

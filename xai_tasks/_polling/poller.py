@@ -159,9 +159,8 @@ class Poller:
             self._on_left()
             return
         entry = self._rotation.find(task_id, owner.group)
-        if entry is not None:
-            for subscriber in _of_stream(entry, owner, index):
-                self.leave(entry, subscriber)
+        if entry is not None and (subscriber := entry.find((owner, index))) is not None:
+            self.leave(entry, subscriber)
 
     def set_deadline(self, owner: BulkOwner, when: float) -> float:
         """Call the `expire` of a stream at `when`; return what `clear_deadline` needs."""
@@ -176,9 +175,8 @@ class Poller:
     def expire_bulk(self, task_id: str, owner: BulkOwner, index: int, now: float) -> None:
         """Time out one id of a stream, unless it is owed a poll."""
         entry = self._rotation.find(task_id, owner.group)
-        if entry is not None:
-            for subscriber in _of_stream(entry, owner, index):
-                self._deadlines.expire(entry, subscriber, now)
+        if entry is not None and (subscriber := entry.find((owner, index))) is not None:
+            self._deadlines.expire(entry, subscriber, now)
 
     async def aborted(self) -> None:
         """Wait until the requests of those who have left have ended."""
@@ -389,14 +387,3 @@ class Poller:
         if self._outage.since is not None and not self.closed:
             self._outage.probe_failed()
             self._outage_ends.run(now)
-
-
-def _of_stream(entry: Entry, owner: BulkOwner, index: int) -> list[BulkSubscriber]:
-    """Return the subscriber that stands for one id of a stream."""
-    return [
-        subscriber
-        for subscriber in entry.all()
-        if isinstance(subscriber, BulkSubscriber)
-        and subscriber.owner is owner
-        and subscriber.index == index
-    ]
