@@ -487,3 +487,16 @@ async def test_unreadable_answer_is_a_sign_of_life(transport):
         assert client._parts.poller._outage.since is None
         for wait in waits:
             wait.cancel()
+
+
+async def test_each_who_meets_a_long_pause_gets_an_error_of_its_own(transport):
+    transport.fault("POST", fault(429, 500))
+    async with make(transport) as client:
+        errors = []
+        for _ in range(3):
+            with pytest.raises(RateLimitError) as caught:
+                await client.submit(CAT)
+            errors.append(caught.value)
+
+    assert len(set(map(id, errors))) == 3
+    assert len(caught.traceback) < 20

@@ -192,8 +192,9 @@ class Submitter:
             # The queue of polls waits out every pause; the other one does not.
             await self._throttle.acquire(poll=work.bulk)
             return
-        # Raised here, outside the handler, so that the error has no context.
-        raise work.last_error or cast("APIError", self._pause_error)
+        # Raised here, outside the handler, so that the error has no context. A copy, because one
+        # error would gather the tracebacks of all who meet the pause.
+        raise work.last_error or cast("APIError", self._pause_error).for_task("")
 
     async def _attempt(self, work: _Submission) -> str | None:
         """Submit once when the throttle allows it; return the task's id, None if it has none."""
