@@ -41,6 +41,7 @@ from xai_tasks import (
 from xai_tasks._errors import is_transient, printable
 from xai_tasks._http.base_url import check_base_url
 from xai_tasks._http.credentials import Credentials
+from xai_tasks._http.sessions import Sessions
 from xai_tasks._http.transport import Transport
 
 KEY = "sk-test-0123456789"
@@ -1139,3 +1140,12 @@ async def test_old_key_is_redacted_from_its_answer(server, make):
     with pytest.raises(AuthenticationError) as caught:
         await old
     assert caught.value.message == "[key] is no key"
+
+
+async def test_closed_sessions_make_no_other():
+    sessions = Sessions(None, lean=False)
+    session = await sessions.get()
+    await sessions.close()
+
+    with pytest.raises(ClientClosedError):
+        sessions.for_one_request(session)

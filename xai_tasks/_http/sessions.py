@@ -107,7 +107,13 @@ class Sessions:
         """Return an own session each of whose connections serves one request.
 
         Where `session`, as `get` returned it, is borrowed, this can't be had: return that.
+
+        Raises:
+            ClientClosedError: the client is closed: a session made now would never be closed.
+
         """
+        if self.closed:
+            raise ClientClosedError("the client is closed")
         if self.borrowed:
             return session
         if self._fresh is None:
