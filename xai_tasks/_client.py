@@ -93,8 +93,9 @@ class TaskClient:
         poll: how tasks are polled; None: a ``PollPolicy()`` of the client's own, so that what it
             learns is its own.
         max_concurrency: the most requests in flight, 1 or more.
-        rate_limit: the most requests per second, more than 0, with bursts of up to one second's
-            worth. None: no limit until the server answers 429; then its limit is learned.
+        rate_limit: the most requests per second, more than 0. They leave evenly: at most a tenth
+            of a second's worth at once, and always at least one. None: learned from what the
+            server's answers say of its limit, and from its refusals.
         submit_retry_statuses: HTTP statuses, 400 to 599, with which the server surely has not
             accepted a submission, so that it may be made again. Add 503 if nginx's `limit_req`
             is in front of the API.
