@@ -328,3 +328,72 @@ async def test_other_items_are_invalid_ids(client, transport):
 async def test_wait_all_takes_ids_only(client, transport):
     with pytest.raises(InvalidTaskIdError):
         await client.wait_all([VideoRequest("cat")])
+
+
+class TestEndOfTheStreamWhileRequestsAreUnderWay:
+    @staticmethod
+    async def source(prompts, seconds=0.05):
+        for prompt in prompts:
+            yield ImageRequest(prompt)
+            await asyncio.sleep(seconds if prompt == prompts[0] else 0)
+
+    async def read(self, client, prompts, error=AuthenticationError):
+        outcomes = []
+        with pytest.raises(error):
+            async for outcome in client.as_completed(self.source(prompts)):
+                outcomes.append(outcome)
+        return {outcome.request.prompt: outcome for outcome in outcomes}
+
+    async def test_ids_of_accepted_requests_are_not_lost(self, client, transport):
+        transport.fault("POST", fault(401))
+
+        outcomes = await self.read(client, ["bad", "a", "b", "c"])
+
+        assert set(outcomes) == {"a", "b", "c"}
+        for prompt, outcome in outcomes.items():
+            assert outcome.task_id == prompt
+            assert not outcome.ok
+            assert f"task {prompt!r} was submitted" in str(outcome.error)
+        await assert_nothing_runs(client)
+
+    async def test_uncertain_ones_are_outcomes_too(self, client, transport):
+        transport.fault("POST", fault(401), fault(500))
+
+        outcomes = await self.read(client, ["bad", "a", "b"])
+
+        assert isinstance(outcomes["a"].error, SubmissionUncertainError)
+        assert outcomes["b"].task_id == "b"
+
+    async def test_refused_ones_are_not_sent_again(self, client, transport):
+        transport.fault("POST", fault(401), fault(429, 30))
+
+        outcomes = await self.read(client, ["bad", "a", "b"])
+
+        assert outcomes["a"].task_id == ""
+        assert "was not accepted" in str(outcomes["a"].error)
+        assert len(transport.submissions) == 3
+        assert now() < 1005
+
+    async def test_what_was_not_sent_is_not_sent(self, transport):
+        async with client_over(transport, rate_limit=1) as client:
+            transport.latency = 2
+            transport.fault("POST", fault(401))
+
+            outcomes = await self.read(client, ["bad", *"abcdefgh"])
+
+            assert len(transport.submissions) <= 4
+            assert len(outcomes) == len(transport.submissions) - 1
+            await assert_nothing_runs(client)
+
+    async def test_left_while_it_drains_it_leaves_nothing(self, client, transport):
+        transport.fault("POST", fault(401), stalled)
+        stream = client.as_completed(self.source(["bad", "a"]))
+        reader = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(1)
+        assert not reader.done()
+
+        await stream.aclose()
+
+        with pytest.raises((StopAsyncIteration, AuthenticationError)):
+            await reader
+        await assert_nothing_runs(client)

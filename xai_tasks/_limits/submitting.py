@@ -52,6 +52,7 @@ class _Submission:
     deadline: float | None
     limit: asyncio.Timeout
     """Cuts what comes before the first byte is sent, and nothing after it."""
+    on_refusal: Callable[[], None] | None = None
     attempts: _Attempts | None = None
     refusals: int = 0
     """In a row, for the backoff."""
@@ -127,6 +128,7 @@ class Submitter:
         timeout: float | None = None,
         bulk: bool = False,
         on_send: Callable[[], None] | None = None,
+        on_refusal: Callable[[], None] | None = None,
     ) -> str:
         """Submit a request at most once.
 
@@ -137,6 +139,8 @@ class Submitter:
             bulk: whether it is one of many. In bulk, a refusal in `retry_statuses` does not count
                 against `RetryPolicy.stop`, and pauses are kept in full.
             on_send: called just before each attempt is sent; if it raises, nothing is sent.
+            on_refusal: called when an attempt surely was not accepted, before it is repeated;
+                what it raises ends the call.
 
         Returns:
             the id of the task.
@@ -151,7 +155,8 @@ class Submitter:
         """
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
-        work = _Submission(request, bulk, on_send, deadline, asyncio.timeout_at(deadline))
+        limit = asyncio.timeout_at(deadline)
+        work = _Submission(request, bulk, on_send, deadline, limit, on_refusal)
         try:
             async with work.limit:
                 return await self._until_accepted(work)
@@ -174,6 +179,8 @@ class Submitter:
             task_id = await self._attempt(work)
             if task_id is not None:
                 return task_id
+            if work.on_refusal is not None:
+                work.on_refusal()
             work.limit.reschedule(work.deadline)
             attempts = cast("_Attempts", work.attempts)
             error = attempts.error

@@ -277,11 +277,15 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
         self._source.start(self._admit, self._has_room, self._on_source_end)
 
     def abandon(self) -> None:
+        if self._requests is not None:
+            self._requests.cancel()
+        self._leave_all()
+
+    def _leave_all(self) -> None:
+        """Abandon everything but requests."""
         self._source.cancel()
         if self._saving is not None:
             self._saving.cancel()
-        if self._requests is not None:
-            self._requests.cancel()
         self._unpolled = 0
         if self._due is not None:
             self._poller.clear_deadline(self, self._due)
@@ -417,7 +421,8 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
         self.wake()
 
     def _on_first_poll(self) -> None:
-        self._unpolled -= 1
+        if self._unpolled:
+            self._unpolled -= 1
         if not self._unpolled and self.error is not None:
             self.wake()
 
@@ -427,7 +432,9 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
     def _end_all(self, error: BaseException) -> None:
         """End the stream with an error, after the outcomes that there are."""
         self.error = error
-        self.abandon()
+        self._leave_all()
+        if self._requests is not None:
+            self._unpolled = self._requests.drain(error)
         self.wake()
 
     def _finish(self) -> None:

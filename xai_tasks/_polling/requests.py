@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
-from xai_tasks._errors import ClientClosedError
+from xai_tasks._errors import ClientClosedError, XaiTasksError, printable
 from xai_tasks._models import TaskResult
 from xai_tasks._policies import PollPolicy
 from xai_tasks._polling.entries import Subscriber
@@ -16,8 +17,15 @@ from xai_tasks._requests import Request
 _AT_ONCE = 64
 """Submissions under way at most, those included that wait for their turn."""
 
-Submit = Callable[[Request], Awaitable[str]]
-"""Submits a request; returns the id of its task."""
+
+class Submit(Protocol):
+    """Submits a request; returns the id of its task."""
+
+    def __call__(
+        self, request: Request, *, on_send: Callable[[], None], on_refusal: Callable[[], None]
+    ) -> Awaitable[str]:
+        """Call `on_send` just before the request is sent; `on_refusal` if it was not accepted."""
+        ...
 
 
 class RequestOwner(ABC):
@@ -83,8 +91,10 @@ class RequestStage:
 
     __slots__ = (
         "_cancelled",
+        "_drained_by",
         "_policy",
         "_poller",
+        "_sent",
         "_submissions",
         "_submit",
         "_timeout",
@@ -107,7 +117,10 @@ class RequestStage:
         self._timeout = timeout
         self._submissions: set[asyncio.Task[None]] = set()
         self._waiting: set[_RequestSubscriber] = set()
+        self._sent: set[asyncio.Task[None] | None] = set()
+        """Submissions whose request has been sent: it may have been accepted."""
         self._cancelled = False
+        self._drained_by: BaseException | None = None
 
     @property
     def has_room(self) -> bool:
@@ -129,6 +142,26 @@ class RequestStage:
         self._cancelled = True
         for work in self._submissions:
             work.cancel()
+        self._leave_all()
+
+    def drain(self, error: BaseException) -> int:
+        """Submit nothing more, and wait for nothing, because of `error`.
+
+        Answers to what was sent are awaited: an accepted request was paid for, so its task's id
+        must not be lost. Each such request still ends.
+
+        Returns:
+            how many will.
+
+        """
+        self._drained_by = error
+        for work in self._submissions - self._sent:
+            if work is not None:
+                work.cancel()
+        self._leave_all()
+        return len(self._sent)
+
+    def _leave_all(self) -> None:
         for subscriber in self._waiting:
             self._poller.leave(subscriber.entry, subscriber)
         self._waiting.clear()
@@ -155,19 +188,41 @@ class RequestStage:
 
     async def _run(self, index: int, request: Request) -> None:
         task_id, failure = "", None
+        work = asyncio.current_task()
         try:
-            task_id = await self._submit(request)
+            task_id = await self._submit(
+                request,
+                on_send=lambda: self._sent.add(work),
+                on_refusal=lambda: self._on_refusal(work),
+            )
         except BaseException as error:
-            if self._cancelled or not isinstance(error, (Exception, asyncio.CancelledError)):
+            cancelled = isinstance(error, asyncio.CancelledError)
+            was_drained = self._drained_by is not None and cancelled and work not in self._sent
+            if self._cancelled or was_drained or not (cancelled or isinstance(error, Exception)):
                 raise
             failure = error
         finally:
-            self._submissions.discard(asyncio.current_task())
-        if failure is not None:
+            self._submissions.discard(work)
+            self._sent.discard(work)
+        if self._drained_by is not None and task_id:
+            failure = XaiTasksError(
+                f"task {printable(task_id)!r} was submitted, but the stream ended before it could "
+                f"be waited for: {self._drained_by}"
+            )
+            self.owner.on_request_end(index, request, task_id, None, failure, first=True)
+        elif failure is not None:
             self.owner.on_request_end(index, request, "", None, failure, first=True)
         else:
             self._wait(index, request, task_id)
         self.owner.on_room()
+
+    def _on_refusal(self, work: asyncio.Task[None] | None) -> None:
+        self._sent.discard(work)
+        if self._drained_by is not None:
+            raise XaiTasksError(
+                f"the request was not accepted, and the stream ended before it could be "
+                f"submitted again: {self._drained_by}"
+            )
 
     def _wait(self, index: int, request: Request, task_id: str) -> None:
         subscriber = _RequestSubscriber(self, index, request, self._timeout)
