@@ -327,15 +327,17 @@ def test_large_unfinished_result_is_dropped(result):
     assert (task.error_message, task.raw["new"], len(left) < 1000) == ("no\ud800 GPU", [1], True)
 
 
-@pytest.mark.parametrize("new", ["1e999", "[" * 5000 + "]" * 5000])
-def test_unwritable_answer_is_kept_whole(new, monkeypatch):
-    result = "x" * 17_000
-    body = f'{{"taskId": "a", "status": "processing", "new": {new}, "result": "{result}"}}'.encode()
+def test_answer_with_an_infinity_is_kept_whole(monkeypatch):
     monkeypatch.setattr(_models, "orjson", None)
-    try:
-        task = decode_task(body)
-    except ValueError:
-        task = TaskResult("a", "processing", raw={"new": nested(50_000)})
+    new = '"new": 1e999'
+    body = f'{{"taskId": "a", "status": "processing", {new}, "result": "{"x" * 17_000}"}}'.encode()
+
+    assert body_to_keep(decode_task(body), body) is body
+
+
+def test_answer_that_is_nested_too_deeply_to_be_written_is_kept_whole():
+    task = TaskResult("a", "processing", raw={"new": nested(50_000)})
+    body = b"x" * 17_000
 
     assert body_to_keep(task, body) is body
 
