@@ -18,8 +18,8 @@ find_installed() { # uv skips pyenv's shims of versions that are not selected; s
 unpack_from_debian() {
   local apt=$root/apt mirror
   # The mirror that this machine uses anyway.
-  mirror=$(grep -rhoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null |
-    grep -v archive | head -n 1 | tr -d ' ')
+  mirror=$({ grep -rhoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/ --include=sources.list \
+    --include='*.sources' --include='*.list' || true; } | grep -v archive | head -n 1 | tr -d ' ')
   [ -n "$mirror" ] || return 1
   mkdir -p "$apt/lists/partial" "$apt/archives/partial"
   touch "$apt/status"
