@@ -21,6 +21,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 TUTORIAL = DOCS / "tutorial.md"
 PAGES = [
     TUTORIAL,
+    DOCS / "how-to" / "fastapi.md",
     DOCS / "how-to" / "overnight-jobs.md",
     DOCS / "how-to" / "prompts-to-videos.md",
     DOCS / "how-to" / "save-the-results.md",
