@@ -174,7 +174,7 @@ class FakeTransport:
         self._faults[task_id].extend(faults)
 
     def times(self, task_id=None):
-        """Give when requests came."""
+        """Return when requests came."""
         return [sent.time for sent in self.requests if task_id in (None, sent.task_id)]
 
     def count(self, task_id=None):
@@ -291,7 +291,7 @@ async def assert_nothing_runs(client=None):
 
 
 async def settle(turns=10):
-    """Let everything that can run now run, without time going on."""
+    """Run everything that can run now, without time going on."""
     for _ in range(turns):
         await asyncio.sleep(0)
 

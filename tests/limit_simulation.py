@@ -274,7 +274,7 @@ def simulate(  # noqa: C901 -- an event loop
     stops: Sequence[float] = (),
     ids: int = 0,
 ) -> list[Run]:
-    """Let clients loose on a server, each with all the work it can do.
+    """Run clients against a server, each with all the work it can do.
 
     `starts` and `stops` are times for the first of them; 0 and never for the others. `ids` is how
     many different ones each client asks for; 0: never the same.

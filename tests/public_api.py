@@ -33,17 +33,17 @@ SYNTAX = {
 
 
 def interface() -> dict[str, str]:
-    """Give each public name, dotted, and what it is: the same words on every Python."""
+    """Return each public name, dotted, and what it is: the same words on every Python."""
     return dict(line for module in MODULES for line in _module(importlib.import_module(module)))
 
 
 def text(lines: dict[str, str]) -> str:
-    """Give an interface as it stands in the file."""
+    """Return an interface as it stands in the file."""
     return "".join(f"{name} = {what}\n" for name, what in lines.items())
 
 
 def read(path: Path) -> dict[str, str]:
-    """Give an interface that was written down; an empty one where there is none."""
+    """Return an interface that was written down; an empty one where there is none."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return dict(line.split(" = ", 1) for line in lines)
 
@@ -75,7 +75,7 @@ def _fixtures(module) -> list[str]:
 
 
 def _public_bases(cls) -> Iterator[type]:
-    """Give the bases that a user can name; a private one stands for its own."""
+    """Return the bases that a user can name; a private one stands for its own."""
     for base in cls.__bases__:
         if base.__name__.startswith("_"):
             yield from _public_bases(base)
@@ -84,7 +84,7 @@ def _public_bases(cls) -> Iterator[type]:
 
 
 def _own(cls) -> dict[str, object]:
-    """Give what a class adds to its public bases."""
+    """Return what a class adds to its public bases."""
     members: dict[str, object] = {}
     for base in cls.__bases__:
         if base.__name__.startswith("_"):

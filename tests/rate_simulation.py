@@ -275,7 +275,7 @@ def simulate(
     starts: Sequence[float] = (),
     demand: Callable[[float], float] = lambda _: math.inf,
 ) -> list[Run]:
-    """Let one client per finder loose on the server.
+    """Run one client per finder against the server.
 
     `starts` are the times at which the clients begin (0 where not given), and `demand` is how many
     requests a client has been asked for by a given time: unlimited, unless told otherwise. The
@@ -316,7 +316,7 @@ def simulate(
                 return
             if (
                 client.tokens < 1 - 1e-6
-            ):  # as the library, lest a timer fire, find rounding, and fire again
+            ):  # as the library: a timer might find a rounding error and fire again
                 wake(
                     client,
                     now + min(1.0, (1.0 - client.tokens) / pace) + rng.random() * noise.timer,

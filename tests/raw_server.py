@@ -25,7 +25,7 @@ def response(
     *,
     content_type: str = "application/json",
 ) -> bytes:
-    """Give a well-formed answer, after which the connection is closed."""
+    """Return a well-formed answer, after which the connection is closed."""
     lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}", "Connection: close"]
     if content_type:
         lines.append(f"Content-Type: {content_type}")
@@ -76,7 +76,7 @@ class RawServer:
         return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self.port}"
 
     def header(self, name: str, request: int = -1) -> str | None:
-        """Give a header of a request; None if it has none, and an error if it has several."""
+        """Return a header of a request; None if it has none, and an error if it has several."""
         values = [
             line.partition(":")[2].strip()
             for line in self.requests[request].decode("latin-1").split("\r\n")[1:]
@@ -86,7 +86,7 @@ class RawServer:
         return values[0] if values else None
 
     def target(self, request: int = -1) -> str:
-        """Give the path and query of a request, as they came."""
+        """Return the path and query of a request, as they came."""
         return self.requests[request].split(b" ")[1].decode("latin-1")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -214,7 +214,7 @@ def test_a_benchmark_that_fails_leaves_the_last_results(run_all, tmp_path, monke
 
 @pytest.fixture
 def in_a_folder(run_all, result, tmp_path, monkeypatch):
-    """Have `run_all` know of one benchmark alone, which is done at once,
+    """Make `run_all` know of one benchmark alone, which is done at once,
     and of a page in `tmp_path`.
     """
     (tmp_path / "one.py").write_text(

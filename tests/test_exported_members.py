@@ -68,7 +68,7 @@ def test_name_that_is_not_there_is_an_attribute_error():
 
 
 def members(cls):
-    """Give what a class adds to the interface: its own public methods and properties."""
+    """Return what a class adds to the interface: its own public methods and properties."""
     for name, value in vars(cls).items():
         if not name.startswith("_") and (inspect.isroutine(value) or isinstance(value, property)):
             yield f"{cls.__name__}.{name}", value
@@ -111,7 +111,7 @@ def in_a_fresh_interpreter(code, **environment):
 
 
 def distributions_imported_by(statement):
-    """Give the top-level modules outside the standard library that a statement brings in."""
+    """Return the top-level modules outside the standard library that a statement brings in."""
     return set(
         in_a_fresh_interpreter(
             "import sys, json; before = set(sys.modules)\n"

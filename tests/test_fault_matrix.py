@@ -76,7 +76,7 @@ async def client(server):
 
 
 async def outcome_of(verb, client, timeout=None):
-    """Give what the verb returns or raises, and the seconds that it took."""
+    """Return what the verb returns or raises, and the seconds that it took."""
     began = now()
     try:
         answer = await verb(client, timeout)

@@ -29,18 +29,18 @@ TEST = re.compile(r"`(test_\w+\.py)::(\w+)`")
 
 
 def prose(page):
-    """Give a page without what stands in code blocks."""
+    """Return a page without what stands in code blocks."""
     return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
 def anchors(page):
-    """Give the anchors of a page's headings, as GitHub and MyST make them."""
+    """Return the anchors of a page's headings, as GitHub and MyST make them."""
     headings = re.findall(r"^#+ (.+?) *$", prose(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def broken(page):
-    """Give the links of a page that lead nowhere."""
+    """Return the links of a page that lead nowhere."""
     for target in LINK.findall(CODE.sub("", prose(page))):
         url = urlsplit(target)
         if url.scheme:

@@ -79,7 +79,7 @@ STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 
 
 def extra(record):
-    """Give the fields that a record has beyond those that every one has."""
+    """Return the fields that a record has beyond those that every one has."""
     return {name: value for name, value in vars(record).items() if name not in STANDARD}
 
 

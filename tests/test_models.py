@@ -458,7 +458,7 @@ def test_number_beyond_floats_is_infinite():
 
 
 def parsed(body, decoder):
-    """Give what `decoder`, or the standard library where it is None, makes of a body."""
+    """Return what `decoder`, or the standard library where it is None, makes of a body."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_models, "orjson", decoder)
         try:

@@ -14,7 +14,7 @@ from xai_tasks._policies import check_count, check_seconds
 
 
 def state(attempt):
-    """Give tenacity's state after so many attempts."""
+    """Return tenacity's state after so many attempts."""
     made = tenacity.RetryCallState(tenacity.Retrying(), fn=None, args=(), kwargs={})
     made.attempt_number = attempt
     return made

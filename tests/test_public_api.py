@@ -14,7 +14,7 @@ CHANGELOG = Path(__file__).parent.parent / "docs" / "changelog.md"
 
 
 def unreleased(changelog):
-    """Give the text of the section that is still to be released; "" where there is none."""
+    """Return the text of the section that is still to be released; "" where there is none."""
     sections = re.split(r"^## ", changelog, flags=re.MULTILINE)[1:]
     return next(
         (section for section in sections if section.partition("\n")[0].endswith("(unreleased)")), ""
@@ -22,7 +22,7 @@ def unreleased(changelog):
 
 
 def unmentioned(now, released, section):
-    """Give the names that were added, changed or taken away, and that the
+    """Return the names that were added, changed or taken away, and that the
     changelog's section does not tell of.
 
     A class that is new is told of by its own name; its members go with it.

@@ -54,7 +54,7 @@ def test_the_commands_helps_are_current():
 
 
 def advice():
-    """Give the error guide's sections by their headings."""
+    """Return the error guide's sections by their headings."""
     parts = re.split(
         r"^### (\w+)\n", (DOCS / "errors.md").read_text(encoding="utf-8"), flags=re.MULTILINE
     )

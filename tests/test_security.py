@@ -70,7 +70,7 @@ ECHOES = {
 
 
 def everything(error, seen=None):
-    """Give all text that anybody could get to see of an error and of those it leads to."""
+    """Return all text that anybody could get to see of an error and of those it leads to."""
     seen = set() if seen is None else seen
     if not isinstance(error, BaseException) or id(error) in seen:
         return ""
@@ -131,7 +131,7 @@ def log():
 
 @pytest.fixture
 async def nothing_told(log):
-    """Have the loop tell all it can, and find the key in no log record and no warning."""
+    """Make the loop log all it can, and find the key in no log record and no warning."""
     loop = asyncio.get_running_loop()
     loop.set_debug(True)
     loop.slow_callback_duration = 0
@@ -145,7 +145,7 @@ async def nothing_told(log):
 
 @asynccontextmanager
 async def serving(answer, *, tls=None, **options):
-    """Give a client of a server that answers so; the key is known to this frame alone."""
+    """Return a client of a server that answers so; the key is known to this frame alone."""
     defaults = {
         "retry": RetryPolicy(stop=stop_after_attempt(2), wait=wait_none()),
         "request_timeout": 30.0,
@@ -418,7 +418,7 @@ class VaultError(Exception):
 
 
 def failing():
-    """Give the key once, and then fail."""
+    """Return the key once, and then fail."""
     yield KEY
     raise VaultError("the vault is shut")
 
@@ -532,7 +532,7 @@ async def test_no_repr_shows_key():
 
 
 def parts_of(whole, seen=None):
-    """Give all of the library's own objects that can be reached from one."""
+    """Return all of the library's own objects that can be reached from one."""
     seen = set() if seen is None else seen
     if id(whole) in seen:
         return

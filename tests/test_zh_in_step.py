@@ -26,7 +26,7 @@ LINK = re.compile(r"\]\(([^)]+)\)")
 
 
 def skeleton(text):
-    """Give the order of headings, by level, and of code blocks, as they stand."""
+    """Return the order of headings, by level, and of code blocks, as they stand."""
     found = [(match.start(), match[0]) for match in BLOCK.finditer(text)]
     prose = BLOCK.sub(lambda match: " " * len(match[0]), text)
     found += [(match.start(), match[1]) for match in HEADING.finditer(prose)]
@@ -35,7 +35,7 @@ def skeleton(text):
 
 
 def links(page):
-    """Give the files that a page links to, but for its own translation."""
+    """Return the files that a page links to, but for its own translation."""
     own = {*PAIRS, *PAIRS.values(), ROOT / "docs/index.md", ROOT / "docs/zh/contents.md"}
     found = LINK.findall(BLOCK.sub("", page.read_text("utf-8")))
     files = {target.partition("#")[0] for target in found} - {""}  # "": within the page

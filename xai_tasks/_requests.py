@@ -80,7 +80,8 @@ def _brief_images(value: tuple[str, ...]) -> str:
 
 
 def _to_json(request: ImageRequest | VideoRequest) -> dict[str, Any]:
-    fields = {name: getattr(request, attribute) for attribute, name in request._NAMES.items()}  # noqa: SLF001
+    names = request._NAMES  # noqa: SLF001
+    fields = {name: getattr(request, attribute) for attribute, name in names.items()}
     fields["images"] = list(request.images) or None
     known = {name: value for name, value in fields.items() if value is not None}
     return {**known, **request.extra}

@@ -39,7 +39,7 @@ async def waiting(url: str, count: int) -> dict[str, Any]:
 async def _until_polled(
     client: TaskClient, ids: list[str], polled: int, *, measured: bool = False
 ) -> int:
-    """Have each id polled once; give the number of polls, or `measured` the
+    """Poll each id once; return the number of polls, or `measured` the
     memory while all of them wait.
     """
     async with client.as_completed(ids, max_pending=len(ids)) as stream:

@@ -43,7 +43,7 @@ class Limit:
     """A token bucket, full at first, whose rate may halve."""
 
     def __init__(self, rate: float, burst: float, halves_after: float = math.inf) -> None:
-        """Let `rate` requests a second pass and `burst` at once; `halves_after` counts
+        """Pass `rate` requests a second and `burst` at once; `halves_after` counts
         seconds from the first request.
         """
         self.rate = rate
@@ -66,7 +66,7 @@ class Api:
     """The API as cheap as Python gives it, so that it is the client that is measured."""
 
     def __init__(self, polls: int | None, limit: Limit | None) -> None:
-        """Have each task ended at its `polls`-th poll (None: never),
+        """End each task at its `polls`-th poll (None: never),
         and then again from the first.
         """
         self.polls = polls
@@ -227,7 +227,7 @@ def memory() -> int:
 
 
 def reset_peak() -> None:
-    """Have `peak_memory` begin anew."""
+    """Reset what `peak_memory` measures."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
@@ -400,7 +400,7 @@ def versions(also: tuple[str, ...]) -> dict[str, str]:
 
 
 def progress(text: str) -> None:
-    """Say on stderr what is being measured."""
+    """Print on stderr what is being measured."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -449,7 +449,7 @@ def main(
 
 
 def _allow_connections() -> None:
-    """Have room for the connections of both sides."""
+    """Make room for the connections of both sides."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

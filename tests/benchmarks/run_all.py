@@ -123,7 +123,9 @@ def main() -> int:
         "--no-write", action="store_true", help="only print: keep no results, leave the page alone"
     )
     parser.add_argument(
-        "--no-run", action="store_true", help="write the tables anew from the results that are kept"
+        "--no-run",
+        action="store_true",
+        help="write the tables from the kept results",
     )
     options = parser.parse_args()
     names = [name for name in BENCHMARKS if options.only in name]

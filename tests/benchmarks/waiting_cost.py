@@ -22,7 +22,7 @@ import harness
 from xai_tasks import PollPolicy, TaskClient, wait_adaptive
 
 LONG = PollPolicy(wait=wait_adaptive(interval=3600, maximum=7200), timeout=86400)
-"""So seldom that each id is polled once while it is measured."""
+"""So rarely that each id is polled once while it is measured."""
 
 _WARM_UP = 1000
 

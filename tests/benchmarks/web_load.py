@@ -81,7 +81,7 @@ class _App:
         return json.loads(await self.control.ask("/state"))
 
     async def long_polls(self, count: int) -> list[_Browser]:
-        """Have that many long polls begun, as many for each id, in the order of ids."""
+        """Begin that many long polls, as many for each id, in the order of ids."""
         browsers = [await self.browser() for _ in range(count)]
         ids = harness.task_ids(_IDS)
         for number, browser in enumerate(browsers):

@@ -93,7 +93,7 @@ class Poll:
 
 
 def waits(parts):
-    """Give the seconds from each request to the next."""
+    """Return the seconds from each request to the next."""
     return [
         pytest.approx(after - before)
         for before, after in itertools.pairwise(parts.transport.times())

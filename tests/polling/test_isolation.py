@@ -213,7 +213,7 @@ class TestNeverAsked:
 
 
 def stop_process(seconds):
-    """Let the clock jump as it does over a SIGSTOP."""
+    """Make the clock jump as it does over a SIGSTOP."""
     asyncio.get_running_loop()._clock.now += seconds
 
 

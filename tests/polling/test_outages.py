@@ -54,7 +54,7 @@ async def outcomes_of(client, ids):
 
 
 def most_in_flight(times):
-    """Give how many requests, each `LATENCY` seconds long, were under
+    """Return how many requests, each `LATENCY` seconds long, were under
     way at the same time at most.
     """
     changes = sorted([(at, 1) for at in times] + [(at + LATENCY, -1) for at in times])

@@ -27,7 +27,7 @@ def free_port():
 
 
 def find_nginx():
-    """Give nginx's path, or skip."""
+    """Return nginx's path, or skip."""
     found = shutil.which("nginx", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin")
     if found is None:
         pytest.skip("nginx is missing: tests/realserver/install.sh installs it, as root on Debian")
@@ -45,7 +45,7 @@ def find_tinyproxy():
 
 
 def find_node_module(script):
-    """Give a command that runs a script of the packages in package.json, installed
+    """Return a command that runs a script of the packages in package.json, installed
     if need be; skip without npm.
     """
     if shutil.which("npm") is None:

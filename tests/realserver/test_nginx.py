@@ -72,7 +72,7 @@ class Gateway:
         self._program.signal(signal.SIGHUP)
 
     def seen(self):
-        """Give a line per request: status, TLS version, content encoding,
+        """Return a line per request: status, TLS version, content encoding,
         place on its connection, worker.
         """
         return [line.split() for line in (self._path / "access.log").read_text().splitlines()]

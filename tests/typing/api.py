@@ -59,7 +59,7 @@ def to_image(result: Any) -> Image:
 
 
 async def key_from_a_vault() -> str:
-    """Give a key, some time."""
+    """Return a key, some time."""
     return "sk"
 
 

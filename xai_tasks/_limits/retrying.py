@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from typing import Protocol, cast
 
 from attrs import define
-from tenacity import AsyncRetrying, RetryCallState
+from tenacity import AsyncRetrying
 
 from xai_tasks._errors import (
     APIError,
     APIStatusError,
     APITimeoutError,
     AuthenticationError,
-    ClientClosedError,
     RateLimitError,
     ServerError,
     printable,
@@ -23,6 +21,7 @@ from xai_tasks._errors import (
 )
 from xai_tasks._http.credentials import Credentials
 from xai_tasks._http.transport import Response, Transport
+from xai_tasks._limits.attempts import Attempts, Sleeps
 from xai_tasks._limits.outage import Outage, PollsStopped, is_no_answer
 from xai_tasks._limits.throttle import PauseTooLong, Throttle
 from xai_tasks._models import TaskResult, TaskStatus
@@ -33,7 +32,7 @@ logger = logging.getLogger("xai_tasks")
 LONGEST_PAUSE = 3600.0
 """Seconds that all waits pause at most, whatever the server asks for."""
 
-_MAX_STRANGE = 20
+_MAX_UNKNOWN = 20
 """Unknown statuses that are warned of: a server that makes them up can't fill log and memory."""
 
 
@@ -95,16 +94,8 @@ class Deadline:
         return retry_after is not None and now + retry_after > self.at
 
 
-class _Attempts(RetryCallState):
-    """tenacity's state of one request whose last attempt failed."""
-
-    error: APIError
-    delay: float
-    """Seconds before the next attempt: the server's wish, else what the policy's `wait` says."""
-
-
 class Poll(Protocol):
-    """Whoever a request is made for, if it is a poll."""
+    """What a request reports to, if it is a poll."""
 
     def on_send(self, now: float) -> None:
         """Record that a request is being sent."""
@@ -117,17 +108,17 @@ class RetryingFetcher:
     """Makes requests: through the throttle, with retries that all share one budget."""
 
     __slots__ = (
-        "_closing",
         "_counters",
         "_credentials",
         "_id_warned",
         "_outage",
         "_pause_error",
         "_policy",
-        "_strange",
+        "_sleeps",
         "_tenacity",
         "_throttle",
         "_transport",
+        "_unknown_statuses",
         "budget",
     )
 
@@ -148,10 +139,10 @@ class RetryingFetcher:
         self._policy = policy
         self._counters = counters
         self.budget: RetryBudget = RetryBudget(policy.budget)
-        self._closing: asyncio.Future[None] | None = None
+        self._sleeps = Sleeps("the client was closed")
         self._id_warned = False
         self._pause_error: APIError | None = None
-        self._strange: set[str] = set()
+        self._unknown_statuses: set[str] = set()
         self._tenacity = AsyncRetrying(stop=policy.stop, wait=policy.wait)
 
     async def fetch_within(self, task_id: str, timeout: float | None) -> Response:
@@ -227,7 +218,7 @@ class RetryingFetcher:
             # all spend the same tokens.
             self.budget.take()
             try:
-                await self._sleep(answer.delay)
+                await self._sleeps.sleep(answer.delay)
             except BaseException:
                 self.budget.give_back()
                 raise
@@ -238,12 +229,11 @@ class RetryingFetcher:
     def close(self) -> None:
         """End each sleep between attempts, and each wait for a key, with `ClientClosedError`."""
         self._credentials.close()
-        if self._closing is not None and not self._closing.done():
-            self._closing.set_result(None)
+        self._sleeps.close()
 
     async def _request(
-        self, task_id: str, poll: Poll | None, attempts: _Attempts | None
-    ) -> Response | _Attempts:
+        self, task_id: str, poll: Poll | None, attempts: Attempts | None
+    ) -> Response | Attempts:
         """Make one request when the throttle lets it, and report to throttle and outage."""
         throttle, outage = self._throttle, self._outage
         clock = asyncio.get_running_loop().time
@@ -277,8 +267,8 @@ class RetryingFetcher:
             throttle.release(clock())
 
     async def _acquire(
-        self, task_id: str, poll: Poll | None, attempts: _Attempts | None
-    ) -> _Attempts | None:
+        self, task_id: str, poll: Poll | None, attempts: Attempts | None
+    ) -> Attempts | None:
         """Wait until a request may leave; return its attempts if it is a poll that may not."""
         try:
             await self._throttle.acquire(poll=poll is not None)
@@ -292,10 +282,10 @@ class RetryingFetcher:
             return None
         raise self._paused_by(task_id, attempts)  # here, so that the error has no context
 
-    def _report(self, attempts: _Attempts, sent: float, now: float) -> None:
+    def _report(self, attempts: Attempts, sent: float, now: float) -> None:
         """Report a failed request to throttle and outage."""
         throttle, error = self._throttle, attempts.error
-        quotas = error._quotas if isinstance(error, APIStatusError) else ()  # noqa: SLF001 -- for this
+        quotas = error._quotas if isinstance(error, APIStatusError) else ()  # noqa: SLF001
         pause = min(attempts.delay, LONGEST_PAUSE)
         if isinstance(error, APIStatusError) and error.status_code in (429, 503):
             self._pause_error = error.for_task(error.task_id)
@@ -314,7 +304,7 @@ class RetryingFetcher:
             throttle.answered(now, sent, error.task_id, quotas)
         self._outage.answered()
 
-    def _paused_by(self, task_id: str, attempts: _Attempts | None) -> APIError:
+    def _paused_by(self, task_id: str, attempts: Attempts | None) -> APIError:
         """Return the error of a request that can't wait for the end of a pause."""
         if attempts is not None:
             return attempts.error
@@ -332,8 +322,8 @@ class RetryingFetcher:
             )
         if task.status is TaskStatus.UNKNOWN:
             word = printable(str(task.raw.get("status")), 50)
-            if word not in self._strange and len(self._strange) < _MAX_STRANGE:
-                self._strange.add(word)
+            if word not in self._unknown_statuses and len(self._unknown_statuses) < _MAX_UNKNOWN:
+                self._unknown_statuses.add(word)
                 logger.warning(
                     "task %r has the status %r, which this version does not know",
                     printable(task_id),
@@ -342,23 +332,16 @@ class RetryingFetcher:
                 )
 
     def _failed(
-        self, attempts: _Attempts | None, error: APIError, sent: float, now: float
-    ) -> _Attempts:
+        self, attempts: Attempts | None, error: APIError, sent: float, now: float
+    ) -> Attempts:
         """Enter a failure into tenacity's state, which is begun with the first."""
         if attempts is None:
-            attempts = _Attempts(self._tenacity, fn=None, args=(error.task_id,), kwargs={})
+            attempts = Attempts(self._tenacity, fn=None, args=(error.task_id,), kwargs={})
             attempts.start_time = sent
-        attempts.error = error.with_traceback(None)
-        attempts.set_exception((type(error), error, None))
-        attempts.outcome_timestamp = now  # by the loop's clock, which in tests may be a made-up one
-        retry_after = error.retry_after if isinstance(error, APIStatusError) else None
-        delay = self._policy.wait(attempts) if retry_after is None else retry_after
-        if not math.isfinite(delay):
-            raise ValueError(f"the wait strategy of the retry policy gave {float(delay)} seconds")
-        attempts.delay = attempts.upcoming_sleep = max(0.0, delay)
+        attempts.record(error, now, self._policy.wait)
         return attempts
 
-    def _may_retry(self, attempts: _Attempts) -> bool:
+    def _may_retry(self, attempts: Attempts) -> bool:
         """Return whether there is to be another attempt."""
         error = attempts.error
         mark = transient_mark(error)
@@ -371,16 +354,8 @@ class RetryingFetcher:
                 return False
         return self.budget.allows_retry and not self._policy.stop(attempts)
 
-    async def _sleep(self, seconds: float) -> None:
-        if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_future()
-        if not self._throttle.closed:
-            await asyncio.wait([self._closing], timeout=seconds)
-        if self._throttle.closed:
-            raise ClientClosedError("the client was closed")
 
-
-def _log_retry(attempts: _Attempts) -> None:
+def _log_retry(attempts: Attempts) -> None:
     logger.info(
         "retrying in %.3g s: %s",
         attempts.delay,

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
 from attrs import define
-from tenacity import AsyncRetrying, RetryCallState
+from tenacity import AsyncRetrying
 
 from xai_tasks._errors import (
     APIError,
     APIResponseValidationError,
     APIStatusError,
     AuthenticationError,
-    ClientClosedError,
     RateLimitError,
     SubmissionUncertainError,
     WaitTimeoutError,
@@ -26,20 +24,13 @@ from xai_tasks._errors import (
 )
 from xai_tasks._http.credentials import Credentials
 from xai_tasks._http.transport import Transport
+from xai_tasks._limits.attempts import Attempts, Sleeps
 from xai_tasks._limits.retrying import LONGEST_PAUSE, Counters, RetryBudget
 from xai_tasks._limits.throttle import PauseTooLong, Throttle
 from xai_tasks._policies import RetryPolicy
 from xai_tasks._requests import Request
 
 logger = logging.getLogger("xai_tasks")
-
-
-class _Attempts(RetryCallState):
-    """tenacity's state of a submission whose last attempt failed."""
-
-    error: APIError
-    delay: float
-    """Seconds before the next attempt: from the server, else from the policy's `wait`."""
 
 
 @define
@@ -53,7 +44,7 @@ class _Submission:
     limit: asyncio.Timeout
     """Cuts what comes before the first byte is sent, and nothing after it."""
     on_refusal: Callable[[], None] | None = None
-    attempts: _Attempts | None = None
+    attempts: Attempts | None = None
     refusals: int = 0
     """In a row, for the backoff."""
 
@@ -80,13 +71,13 @@ class Submitter:
 
     __slots__ = (
         "_budget",
-        "_closing",
         "_counters",
         "_credentials",
         "_on_answer",
         "_pause_error",
         "_policy",
         "_retry_statuses",
+        "_sleeps",
         "_tenacity",
         "_throttle",
         "_transport",
@@ -116,7 +107,7 @@ class Submitter:
         self._budget = budget
         self._retry_statuses = retry_statuses
         self._on_answer = on_answer
-        self._closing: asyncio.Future[None] | None = None
+        self._sleeps = Sleeps("the client was closed before the request was sent")
         self._pause_error: APIError | None = None
         """The refusal that began the last pause."""
         self._tenacity = AsyncRetrying(stop=policy.stop, wait=policy.wait)
@@ -167,8 +158,7 @@ class Submitter:
 
     def close(self) -> None:
         """End every sleep between two attempts with `ClientClosedError`."""
-        if self._closing is not None and not self._closing.done():
-            self._closing.set_result(None)
+        self._sleeps.close()
 
     async def _until_accepted(self, work: _Submission) -> str:
         credentials, renewed = self._credentials, False
@@ -182,13 +172,13 @@ class Submitter:
             if work.on_refusal is not None:
                 work.on_refusal()
             work.limit.reschedule(work.deadline)
-            attempts = cast("_Attempts", work.attempts)
+            attempts = cast("Attempts", work.attempts)
             error = attempts.error
             if isinstance(error, AuthenticationError) and credentials.renewable and not renewed:
                 renewed = True
                 await credentials.renew(version)
             elif work.bulk and self._is_refusal(error):
-                await self._sleep(min(attempts.delay, LONGEST_PAUSE))
+                await self._sleeps.sleep(min(attempts.delay, LONGEST_PAUSE))
             else:
                 await self._before_retry(attempts)
             self._counters.retries += 1
@@ -226,7 +216,7 @@ class Submitter:
                 self._on_answer()
             if isinstance(error, RateLimitError):
                 self._counters.rate_limited += 1
-            quotas = error._quotas if isinstance(error, APIStatusError) else ()  # noqa: SLF001 -- for this
+            quotas = error._quotas if isinstance(error, APIStatusError) else ()  # noqa: SLF001
             if limited:
                 self._pause_error = error.for_task("")
                 pause = min(delay, LONGEST_PAUSE)
@@ -248,26 +238,19 @@ class Submitter:
         work.refusals = work.refusals + 1 if self._is_refusal(error) else 0
         if attempts is None or (work.bulk and self._is_refusal(attempts.error)):
             # Made with the first failure, and again after a refusal that does not count.
-            attempts = _Attempts(self._tenacity, fn=None, args=(work.request,), kwargs={})
+            attempts = Attempts(self._tenacity, fn=None, args=(work.request,), kwargs={})
             attempts.start_time = began
             attempts.attempt_number = max(1, work.refusals)
             work.attempts = attempts
         else:
             attempts.prepare_for_next_attempt()
-        attempts.error = error.with_traceback(None)
-        attempts.set_exception((type(error), error, None))
-        attempts.outcome_timestamp = now
-        retry_after = error.retry_after if isinstance(error, APIStatusError) else None
-        delay = self._policy.wait(attempts) if retry_after is None else retry_after
-        if not math.isfinite(delay):
-            raise ValueError(f"the wait strategy of the retry policy gave {float(delay)} seconds")
-        attempts.delay = attempts.upcoming_sleep = max(0.0, delay)
+        attempts.record(error, now, self._policy.wait)
         return attempts.delay
 
     def _is_refusal(self, error: APIError) -> bool:
         return isinstance(error, APIStatusError) and error.status_code in self._retry_statuses
 
-    async def _before_retry(self, attempts: _Attempts) -> None:
+    async def _before_retry(self, attempts: Attempts) -> None:
         """Wait until the request may be made again; raise its error if it may not."""
         error, seconds = attempts.error, attempts.delay
         try:
@@ -287,16 +270,8 @@ class Submitter:
         )
         self._budget.take()
         try:
-            await self._sleep(seconds)
+            await self._sleeps.sleep(seconds)
         except BaseException:
             self._budget.give_back()
             raise
         attempts.idle_for += seconds
-
-    async def _sleep(self, seconds: float) -> None:
-        if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_future()
-        if not self._throttle.closed:
-            await asyncio.wait([self._closing], timeout=seconds)
-        if self._throttle.closed:
-            raise ClientClosedError("the client was closed before the request was sent")

@@ -30,7 +30,7 @@ NEVER = math.inf
 
 
 class Subscriber(ABC):
-    """Whoever waits for an id: a call of `wait`, a `watch`, or one id of a bulk stream."""
+    """A wait for an id: a call of `wait`, a `watch`, or one id of a bulk stream."""
 
     __slots__ = ("deadline", "due", "entry", "timeout")
 
@@ -212,7 +212,9 @@ class PollState(tenacity.RetryCallState):
         return self._outcome
 
     @outcome.setter
-    def outcome(self, outcome: tenacity.Future | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def outcome(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, outcome: tenacity.Future | None
+    ) -> None:
         self._outcome = outcome
 
 

@@ -242,7 +242,7 @@ class PendingIds:
             block = self._blocks.get(number)
             if block is None:
                 continue
-            for place, task_id in enumerate(block.ids):
-                at = number * _BLOCK + place
-                if at >= index and not math.isnan(block.deadlines[place]):
+            for offset, task_id in enumerate(block.ids):
+                at = number * _BLOCK + offset
+                if at >= index and not math.isnan(block.deadlines[offset]):
                     yield at, task_id
