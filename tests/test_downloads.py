@@ -11,6 +11,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -73,6 +74,19 @@ async def client(server):
 async def raw_client(raw):
     async with client_of(raw) as client:
         yield client
+
+
+@pytest.fixture
+def read_only():
+    """A directory that may be read alone: for root too, who is somebody else meanwhile."""
+    directory = Path(tempfile.mkdtemp())
+    directory.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield directory
+    os.seteuid(user)
+    directory.rmdir()
 
 
 def names(directory):
@@ -951,12 +965,9 @@ class TestDisk:
 
         assert server.count() == 0
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-    async def test_read_only_directory_is_a_permission_error(self, server, client, tmp_path):
-        tmp_path.chmod(0o500)
-
+    async def test_read_only_directory_is_a_permission_error(self, server, client, read_only):
         with pytest.raises(PermissionError, match="choose another directory"):
-            await client.download(completed(server.file("x", DATA)), tmp_path)
+            await client.download(completed(server.file("x", DATA)), read_only)
 
     async def test_that_may_not_be_written_is_a_permission_error(
         self, server, client, tmp_path, monkeypatch

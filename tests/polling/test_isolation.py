@@ -231,8 +231,9 @@ class TestStoppedProcess:
         assert now() < 1000 + 3600 + 15
         await assert_nothing_runs(client)
 
-    async def test_what_was_in_flight_is_asked_for_again(self, client, transport):
-        transport.add("a", ("processing", 100))
+    @pytest.mark.parametrize("seconds", [3600, 52.5])  # the latter ends just after the deadline
+    async def test_what_was_in_flight_is_asked_for_again(self, client, transport, seconds):
+        transport.add("a", ("processing", 30))
         transport.latency = 5
         wait = asyncio.ensure_future(client.wait("a", timeout=60))
         await asyncio.sleep(8)  # the second request is in flight
@@ -240,7 +241,7 @@ class TestStoppedProcess:
             says("processing")(task_id) if transport.count() == 2 else state(task_id)
         )
 
-        stop_process(3600)
+        stop_process(seconds)
 
         assert (await wait).succeeded
         assert transport.count() == 3

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 
-_MIN_STOP = 1.0
-"""Seconds by which a timer must be late: far more than a busy loop makes it."""
+_MIN_STOP = 0.25
+"""Seconds by which a timer must be late: more than a busy loop makes it.
+
+A stop that began while a request was in flight shows at the deadline alone, so it may be much
+longer than that. One taken for a stop by mistake costs a poll of the ids that just ran out of time.
+"""
 
 
 class Stops:
