@@ -47,10 +47,27 @@ def test_nothing_else_has_an_entry():
     assert sorted(set(ENTRIES) - set(NAMES)) == []
 
 
-def test_the_commands_helps_are_current():
-    page = command_help.PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", command_help.PAGES, ids=lambda page: page.parent.name)
+def test_helps_of_commands_are_current(page):
+    text = page.read_text(encoding="utf-8")
+    commands = [name for name, _ in command_help.helps()]
 
-    assert page == command_help.with_helps(page), "python docs/scripts/command_help.py"
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == commands
+    assert text == command_help.with_helps(text), "python docs/scripts/command_help.py"
+
+
+def test_chinese_page_explains_each_option():
+    parts = re.split(r"^## (.+)\n", command_help.PAGES[1].read_text("utf-8"), flags=re.MULTILINE)
+    explained = {
+        name: set(re.findall(r"`(--[\w-]+)", text.partition("```text")[0]))
+        for name, text in zip(parts[1::2], parts[2::2])
+    }
+    shared = explained["xai-tasks"]  # by most commands, and explained once
+
+    for name, text in command_help.helps():
+        options = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", text, re.MULTILINE))
+        assert options <= explained[name] | shared, f"explain them in docs/zh: {name}"
+        assert explained[name] <= options or name == "xai-tasks"
 
 
 def advice():

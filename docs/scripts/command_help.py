@@ -1,4 +1,4 @@
-"""Write the help of each command into docs/command-line.md.
+"""Write the help of each command into docs/command-line.md and its Chinese twin.
 
 python docs/scripts/command_help.py
 """
@@ -13,8 +13,8 @@ import click
 
 from xai_tasks._cli._app import cli
 
-PAGE = Path(__file__).parent.parent / "command-line.md"
-BEGIN, END = "<!-- made by docs/scripts/command_help.py -->", "<!-- end of what is made -->"
+DOCS = Path(__file__).parent.parent
+PAGES = [DOCS / "command-line.md", DOCS / "zh" / "command-line.md"]
 WIDTH = 88
 """Characters that the site shows without scrolling."""
 
@@ -31,14 +31,17 @@ def helps() -> Iterator[tuple[str, str]]:
 
 
 def with_helps(page: str) -> str:
-    """Return the page with its help texts brought up to date."""
-    made = "\n\n".join(f"## {name}\n\n```text\n{text.rstrip()}\n```" for name, text in helps())
-    pattern = f"{re.escape(BEGIN)}.*?{re.escape(END)}"
-    page, found = re.subn(pattern, lambda _: f"{BEGIN}\n\n{made}\n\n{END}", page, flags=re.DOTALL)
-    if found != 1:
-        raise ValueError(f"{PAGE.name} must hold {BEGIN} and {END} once")
+    """Return the page with the text block of each command's section brought up to date."""
+    for name, text in helps():
+        block = rf"(^## {name}\n(?:(?!## )[^\n]*\n)*?```text\n).*?^```$"
+        page, found = re.subn(
+            block, lambda match: f"{match[1]}{text.rstrip()}\n```", page, flags=re.M | re.S
+        )
+        if found != 1:
+            raise ValueError(f"the page needs one section '## {name}' with one text block")
     return page
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_helps(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(with_helps(page.read_text(encoding="utf-8")), encoding="utf-8")
