@@ -35,7 +35,10 @@ def with_helps(page: str) -> str:
     for name, text in helps():
         block = rf"(^## {name}\n(?:(?!## )[^\n]*\n)*?```text\n).*?^```$"
         page, found = re.subn(
-            block, lambda match: f"{match[1]}{text.rstrip()}\n```", page, flags=re.M | re.S
+            block,
+            lambda match: f"{match[1]}{text.rstrip()}\n```",
+            page,
+            flags=re.MULTILINE | re.DOTALL,
         )
         if found != 1:
             raise ValueError(f"the page needs one section '## {name}' with one text block")
