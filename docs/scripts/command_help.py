@@ -33,15 +33,11 @@ def helps() -> Iterator[tuple[str, str]]:
 def with_helps(page: str) -> str:
     """Return the page with the text block of each command's section brought up to date."""
     for name, text in helps():
-        block = rf"(^## {name}\n(?:(?!## )[^\n]*\n)*?```text\n).*?^```$"
-        page, found = re.subn(
-            block,
-            lambda match: f"{match[1]}{text.rstrip()}\n```",
-            page,
-            flags=re.MULTILINE | re.DOTALL,
-        )
-        if found != 1:
-            raise ValueError(f"the page needs one section '## {name}' with one text block")
+        section = rf"^## {name}\n(?:(?!## )[^\n]*\n)*?```text\n(.*?)^```$"
+        found = re.search(section, page, flags=re.MULTILINE | re.DOTALL)
+        if found is None:
+            raise ValueError(f"the page needs a section '## {name}' with a text block")
+        page = page[: found.start(1)] + text.rstrip() + "\n" + page[found.end(1) :]
     return page
 
 
