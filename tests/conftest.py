@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -33,6 +34,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if SLOW_FOLDERS & set(item.path.relative_to(HERE).parts):
             item.add_marker("slow")
+
+
+def pytest_collection_finish():
+    # Hundreds of tests collect garbage to see what is left. What stands before the first test
+    # (modules, and the tests themselves) they need not go through each time.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_asyncio_loop_factories(config, item):
