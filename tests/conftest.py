@@ -21,10 +21,14 @@ SLOW_FOLDERS = {"cli", "examples", "realserver"}
 
 
 def pytest_configure(config):
-    # A suite that runs in the background of a script has SIGINT ignored, and so would every
-    # command line that a test starts and interrupts.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A suite that runs in the background of a script has SIGINT ignored, one under `nohup` SIGHUP,
+    # and so would every command line that a test starts and interrupts.
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
     config.addinivalue_line(
         "markers", "fake_clock: runs by a clock that jumps over what would be waiting"
     )
