@@ -88,6 +88,19 @@ def test_unknown_status_by_hand_with_finished_at_is_an_end():
     assert TaskResult("a", TaskStatus.UNKNOWN, finished_at=NOON).done
 
 
+def test_dates_given_by_hand_are_in_utc():
+    naive, east = (
+        datetime(2025, 1, 2, 12),  # noqa: DTZ001 -- naive on purpose
+        datetime(2025, 1, 2, 14, tzinfo=timezone(timedelta(hours=1))),
+    )
+
+    task = TaskResult("a", "exploded", created_at=naive, finished_at=east)
+
+    assert task.done
+    assert task.elapsed == timedelta(hours=1)
+    assert {date.tzinfo for date in (task.created_at, task.finished_at)} == {UTC}
+
+
 @pytest.mark.parametrize(
     "value",
     [0, -0.0, 0.0, 1, 86399, -62135596800, False, True, "", " ", "0", "0.0", [], {},
@@ -358,6 +371,13 @@ def test_outcome_of_completed_task_is_ok():
 
     assert outcome.ok
     assert outcome.unwrap() is task
+
+
+@pytest.mark.parametrize(
+    "task", [None, *(TaskResult("a", status) for status in ("failed", "processing", "exploded"))]
+)
+def test_outcome_without_a_completed_task_is_not_ok(task):
+    assert not Outcome("a", 0, task).ok
 
 
 @pytest.mark.parametrize("task", [None, TaskResult("a", TaskStatus.PENDING)])

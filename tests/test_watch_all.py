@@ -25,6 +25,7 @@ from xai_tasks import (
     ClientClosedError,
     InvalidTaskIdError,
     NotFoundError,
+    PaymentRequiredError,
     PollPolicy,
     RetryPolicy,
     TaskStatus,
@@ -146,6 +147,22 @@ async def test_timeout_holds_the_last_task(client, transport):
     *_, last = await collect(client.watch_all(["a"], timeout=5))
 
     assert isinstance(last.error, WaitTimeoutError)
+    assert last.task.status is TaskStatus.PENDING
+    assert last.final
+
+
+@pytest.mark.parametrize("how", ["error", "close"])
+async def test_end_with_an_error_holds_the_last_task(client, transport, how):
+    transport.add("a", ("pending", 100))
+    transport.fault("a", says("pending"), status(402))
+    stream = client.watch_all(["a"])
+    await anext(stream)
+    if how == "close":
+        await client.close()
+
+    (last,) = await collect(stream)
+
+    assert isinstance(last.error, ClientClosedError if how == "close" else PaymentRequiredError)
     assert last.task.status is TaskStatus.PENDING
     assert last.final
 

@@ -66,6 +66,13 @@ def _status(value: str) -> TaskStatus:
     return _STATUSES.get(value, TaskStatus.UNKNOWN)
 
 
+def _utc(date: datetime | None) -> datetime | None:
+    """Return a date in UTC; a naive one is taken for that."""
+    if date is None or date.tzinfo is UTC:
+        return date
+    return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
+
+
 @frozen(repr=False)
 class TaskResult(JSONModel):
     """A task, as the server described it in one answer."""
@@ -80,9 +87,9 @@ class TaskResult(JSONModel):
     """What the task made: the server's JSON, unchanged. Its shape depends on the kind of task."""
     error_message: str | None = None
     error_code: int | float | str | None = None
-    created_at: datetime | None = None
+    created_at: datetime | None = field(default=None, converter=_utc)
     """When the task was made; aware, in UTC. None if the answer holds no readable date."""
-    finished_at: datetime | None = None
+    finished_at: datetime | None = field(default=None, converter=_utc)
     """When the task ended; aware, in UTC. None if the answer holds no readable date."""
     trace_id: str | None = None
     raw: Mapping[str, Any] = field(factory=dict[str, Any], hash=False)
@@ -233,7 +240,7 @@ class Outcome(JSONModel):
     _JSON_SCHEMA: ClassVar[dict[str, Any]] = OUTCOME_SCHEMA
 
     task_id: str
-    """The id that was asked for; the `repr` of one that is not a string."""
+    """The id that was asked for; the `repr` of one that is empty or not a string."""
     index: int
     """The id's position in the input, from 0."""
     task: TaskResult | None = None
@@ -248,7 +255,7 @@ class Outcome(JSONModel):
     @property
     def ok(self) -> bool:
         """Whether the task completed, and nothing went wrong."""
-        return self.error is None
+        return self.error is None and self.task is not None and self.task.succeeded
 
     def unwrap(self) -> TaskResult:
         """Return the completed task.
@@ -411,10 +418,7 @@ def _date(value: Any) -> datetime | None:
     if not isinstance(value, str):
         return None
     try:
-        date = datetime.fromisoformat(value)
-        if date.tzinfo is None:
-            return date.replace(tzinfo=UTC)
-        return date if date.tzinfo is UTC else date.astimezone(UTC)
+        return _utc(datetime.fromisoformat(value))
     except (
         ValueError,
         OverflowError,

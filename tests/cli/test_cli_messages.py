@@ -197,7 +197,9 @@ class TestSummary:
     def test_is_written_however_the_job_ends(self, program, server, tmp_path, args, env, code):
         summary = tmp_path / "summary"
         summary.write_text("x" * 5000)  # of an earlier job
-        assert program.run("wait", *args, "--summary", summary, env=env).code == code
+        ended = program.run("wait", *args, "--summary", summary, env=env)
+        assert ended.code == code
+        assert "-q" in args or ended.err.splitlines()[-1].startswith("xai-tasks: 0 tasks in ")
         assert json.loads(summary.read_text())["thisRun"]["exitCode"] == code
 
     def test_that_cannot_be_written_does_not_change_the_exit_code(self, program, server):
@@ -205,6 +207,7 @@ class TestSummary:
         ended = program.run("wait", "a", "--summary", "/dev/full")
         assert ended.code == 0
         assert "the summary can't be written: No space left on device" in ended.err
+        assert ended.err.splitlines()[-1].startswith("xai-tasks: 1 task in ")
 
 
 class TestEarlyWarnings:

@@ -171,6 +171,7 @@ def test_malformed_line_is_an_error_of_its_line(here, server, tmp_path, out, lin
     ("args", "message"),
     [
         (["a cat"], "--image or --video"),
+        (["--image", "--video", "a cat"], "--image or --video, one of the two"),
         (["--video"], "give prompts"),
         (["--video", "a cat", "--resume"], "--resume needs --output"),
         (["--video", "a cat", "--retry-uncertain"], "--retry-uncertain needs --resume"),
@@ -226,7 +227,8 @@ def test_uncertain_request_is_neither_repeated_nor_forgotten(here, server, out):
 
 def test_report_understands_the_file(here, program, server, out):
     server.accept("processing")
-    server.fault("POST", Fault.reset(at="headers"), Fault.status(400))
+    refusal = Fault.status(400, body=b'{"message": "no dogs"}')
+    server.fault("POST", Fault.reset(at="headers"), refusal)
     source = out.with_name("prompts")
     source.write_text('{"prompt": "a cat", "duration": 6, "id": 7}\na dog\na bird\n')
     here("--video", "-i", source, "-o", out, "--timeout", "0.2", *QUICK)
@@ -238,6 +240,9 @@ def test_report_understands_the_file(here, program, server, out):
         {"prompt": "a cat", "model": "grok-imagine-video", "duration": 6, "id": 7}
     ]
     assert report["errors"] == {"WaitTimeoutError": 1, "refused": 1, "uncertain": 1}
+    assert {"type": "refused", "errorCode": None, "message": "HTTP N: no dogs", "count": 1} in (
+        report["failures"]
+    )
     assert report["otherLines"] == report["notEnded"] == 0
     text = program.run("report", out).out
     assert "1 submitted or not (uncertain), 1 refused" in text

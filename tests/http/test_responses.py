@@ -115,6 +115,25 @@ def test_a_body_that_is_not_json_is_quoted(body, message):
 
 
 @pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (
+            b'{"message": "no", "errorCode": 40001, "traceId": "t"}',
+            ": no (code 40001) (trace id t)",
+        ),
+        (b'{"errorCode": -1.5}', "HTTP 400 (code -1.5)"),
+        (b'{"msg": "no", "code": "E\\n7"}', ": no (code E\\n7)"),
+        (b'{"message": "no", "code": 400}', ": no"),
+        (b'{"message": "no", "errorCode": true}', ": no"),
+        (b'{"message": "no", "errorCode": ""}', ": no"),
+        (b'{"message": "no", "code": {"a": 1}}', ": no"),
+    ],
+)
+def test_message_names_the_error_code(body, text):
+    assert str(error_of(400, body)).endswith(text)
+
+
+@pytest.mark.parametrize(
     ("error", "message"),
     [
         ({"database": {"status": "down"}}, "database: down"),

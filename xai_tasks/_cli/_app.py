@@ -222,8 +222,8 @@ def report_command(names: tuple[str, ...], listing: str | None, *, in_json: bool
 
 @cli.command("run")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@click.option("--image", "kind", flag_value="image", help="Make images.")
-@click.option("--video", "kind", flag_value="video", help="Make videos.")
+@click.option("--image", is_flag=True, help="Make images.")
+@click.option("--video", is_flag=True, help="Make videos.")
 @click.option(
     "-i",
     "--input",
@@ -272,11 +272,12 @@ def report_command(names: tuple[str, ...], listing: str | None, *, in_json: bool
 @options.api_options
 def run_command_(
     prompts: tuple[str, ...],
-    kind: str | None,
     input_names: tuple[str, ...],
     output_name: str | None,
     summary_name: str | None,
     *,
+    image: bool,
+    video: bool,
     resume: bool,
     retry_uncertain: bool,
     shard: tuple[int, int] | None,
@@ -301,10 +302,12 @@ def run_command_(
     from xai_tasks._cli._process import run_command  # noqa: PLC0415
     from xai_tasks._cli._run import RunOptions, make_run  # noqa: PLC0415
 
+    if image == video:
+        raise click.UsageError("say what to make: --image or --video, one of the two")
     run = make_run(
         RunOptions(
             prompts=prompts,
-            kind=kind,
+            kind="image" if image else "video",
             input_names=input_names,
             fields=options.take_fields(settings),
             output_name=output_name,

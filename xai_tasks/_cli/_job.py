@@ -20,6 +20,7 @@ from xai_tasks._cli._output import LineSink, PendingFile, open_output
 from xai_tasks._cli._process import Exit, Interrupt, exit_code_of
 from xai_tasks._cli._progress import LogHandler, Pace, Reporter, Snapshot, format_duration
 from xai_tasks._cli._records import CompletedIds, digest
+from xai_tasks._cli._settings import in_options
 from xai_tasks._cli._startup import Startup
 from xai_tasks._cli._tally import TASK_FIELDS, Tally, as_json
 
@@ -183,11 +184,11 @@ class Job:
     async def run(self, client: TaskClient, interrupt: Interrupt) -> int:
         """Wait for all ids, and return the exit code.
 
+        An error that ends the job is reported before the summary, which is the last line.
+
         Raises:
-            AuthenticationError, PermissionDeniedError, ConfigurationError: the key is refused.
-            APIError: the API gave no usable answer for many ids in a row.
-            OSError: a line can't be written.
-            click.ClickException: the input holds no ids.
+            BrokenPipeError: the reader of the output is gone.
+            click.ClickException: the input holds no ids, as its beginning shows.
 
         """
         begun = time.monotonic()
@@ -212,7 +213,8 @@ class Job:
                 code = Exit.INTERRUPTED if interrupt.received else self._code()
             except (XaiTasksError, OSError, click.ClickException) as problem:
                 code, error = exit_code_of(problem), problem
-                raise
+                if self._is_usage(problem) or isinstance(problem, BrokenPipeError):
+                    raise
             finally:
                 self._finish(code, error, pending, time.monotonic() - begun, client.stats.requests)
         return code
@@ -337,17 +339,25 @@ class Job:
         hints = [] if quiet_end else self._keep(unfinished)
         if code == Exit.INTERRUPTED:
             self._reporter.say(f"interrupted; {self._hint}")
-        elif isinstance(error, (XaiTasksError, OSError)) and not quiet_end:
-            self._reporter.say(self._hint)
+        elif error is not None and not quiet_end and not self._is_usage(error):
+            if isinstance(error, click.ClickException):
+                self._reporter.say(error.message)
+            else:
+                self._reporter.say(in_options(str(error)))
+                self._reporter.say(self._hint)
         for hint in hints:
             self._reporter.say(hint)
-        if not quiet_end and not (isinstance(error, click.ClickException) and not self._tally.now):
-            self._reporter.sum_up(self._summary(seconds, requests, pending))
         if self._summary_file is not None:
             try:
                 self._summary_file.write(self._as_json(code, seconds, requests, pending))
             except OSError as problem:
                 self._reporter.say(f"the summary can't be written: {problem.strerror}")
+        if not quiet_end and not (error is not None and self._is_usage(error)):
+            self._reporter.sum_up(self._summary(seconds, requests, pending))
+
+    def _is_usage(self, error: Exception) -> bool:
+        """Return whether an error is about the command, and nothing was done yet."""
+        return isinstance(error, click.ClickException) and not self._tally.now
 
     def _keep(self, task_ids: Sequence[str]) -> list[str]:
         """Keep ids that were read from a pipe and did not end; return what to say of them."""

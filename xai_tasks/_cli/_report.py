@@ -123,7 +123,7 @@ class Report:
         self._numbers: dict[tuple[Kind, int | None], int] = {}
         self._kinds: list[tuple[Kind, int | None]] = []
         self._last: dict[int, int] = {}
-        self._requests: dict[int, str | int] = {}
+        self._requests: dict[int, int | Kind] = {}
         """How each request of `run` stands: the hash of its task, or how it ended without one."""
         self.lines = 0
         """Lines read."""
@@ -136,22 +136,28 @@ class Report:
         request = request_of(record)
         if request is not None:
             key = [record.get(name) for name in ("request", "kind", "id", "copy")]
-            state = state_of(record)
             self._requests[digest(json.dumps(key, sort_keys=True))] = (
-                digest(record["taskId"]) if state == SUBMITTED else state
+                digest(record["taskId"])
+                if state_of(record) == SUBMITTED
+                else self._kinds[self._number(_kind_of_request(record), None)][0]
             )
         if end is None or not isinstance(record.get("taskId"), str):
             self.others += request is None
             return
-        what = (_kind(record, end), _duration(record) if end == "completed" else None)
-        number = self._numbers.get(what)
+        duration = _duration(record) if end == "completed" else None
+        number = self._number(_kind(record, end), duration)
+        self._last[digest(record["taskId"])] = number
+
+    def _number(self, kind: Kind, duration: int | None) -> int:
+        """Return the number that stands for what ids that ended alike have in common."""
+        number = self._numbers.get((kind, duration))
         if number is None:
             if len(self._kinds) >= _MAX_KINDS:
-                what = (Kind(end, None, "other messages"), what[1])
-            number = self._numbers.setdefault(what, len(self._kinds))
+                kind = Kind(kind.end, None, "other messages")
+            number = self._numbers.setdefault((kind, duration), len(self._kinds))
             if number == len(self._kinds):
-                self._kinds.append(what)
-        self._last[digest(record["taskId"])] = number
+                self._kinds.append((kind, duration))
+        return number
 
     def read(self, file: BinaryIO, progress: Progress) -> None:
         """Take in the lines of a file."""
@@ -184,9 +190,9 @@ class Report:
                 durations.add(bucket, count)
         running = 0
         for state, count in Counter(self._requests.values()).items():
-            if isinstance(state, str):
-                counts[state] += count
-                failures[Kind(state)] += count
+            if isinstance(state, Kind):
+                counts[state.end] += count
+                failures[state] += count
             elif state not in self._last:
                 running += count
         return Totals(counts, failures, durations, files, running, self.others)
@@ -257,13 +263,26 @@ def _kind(record: dict[str, Any], end: str) -> Kind:
     )
 
 
+def _kind_of_request(record: dict[str, Any]) -> Kind:
+    """Return how a request ended that has no task."""
+    state, error = state_of(record), record.get("error")
+    message = error.get("message") if isinstance(error, dict) else None
+    if state == UNCERTAIN or not isinstance(message, str):  # which would hold the prompt
+        return Kind(state)
+    return Kind(state, None, _words_of(message.removeprefix("submission: ")))
+
+
 def _first_words(message: str, task_id: str) -> str:
     """Return the first words of a message, without what is different for each task."""
     name = re.escape(task_id)
     message = re.sub(
         rf"(?:task )?(?:{re.escape(repr(task_id))}|(?<!\w){name}(?!\w)):?", "", message[:400]
     )
-    words = message.split()
+    return _words_of(message)
+
+
+def _words_of(message: str) -> str:
+    words = message[:400].split()
     text = " ".join(re.sub(r"\d+", "N", word) for word in words[:_WORDS])
     return f"{text} ..." if len(words) > _WORDS else text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 from attrs import frozen
@@ -38,7 +38,8 @@ class RunOptions:
     """The options of the command, but for those of the client."""
 
     prompts: Sequence[str]
-    kind: str | None
+    kind: str
+    """A key of `KINDS`."""
     input_names: Sequence[str]
     fields: Mapping[str, Any]
     """The API's fields that hold where a line has none of that name."""
@@ -69,8 +70,7 @@ def make_run(
     _check(options)
     statuses = frozenset({429, *options.retry_statuses})
     client = make_client(**settings, retry=_retry_policy(), submit_retry_statuses=statuses)
-    kind = cast("str", options.kind)
-    parser = RequestLines(kind, options.fields)
+    parser = RequestLines(options.kind, options.fields)
     journal = Journal()
     files = None if options.directory is None else Files(options.directory)
 
@@ -124,8 +124,6 @@ def make_run(
 
 def _check(options: RunOptions) -> None:
     """Check that the options fit together."""
-    if options.kind is None:
-        raise click.UsageError("say what to make: --image or --video")
     if options.resume and options.output_name in (None, "-"):
         raise click.UsageError("--resume needs --output: the file to go on with")
     if options.retry_uncertain and not options.resume:

@@ -121,13 +121,15 @@ def status_error(
 
     """
     data, is_json = _parse(body)
-    found, trace_id = _explain(data) if is_json else (_text_of(body, redactor), None)
-    message, trace_id = (text and printable(redactor.text(text)) for text in (found, trace_id))
+    texts = _explain(data, status) if is_json else (_text_of(body, redactor), None, None)
+    message, code, trace_id = (text and printable(redactor.text(text)) for text in texts)
     foreign = status in (403, 404) and not is_json and bool(body.strip())
     retry_after, quotas = parse_hints(headers, server_time)
     detail = f"HTTP {status}"
     if message is not None:
         detail += f": {message}"
+    if code is not None:
+        detail += f" (code {code})"
     if trace_id is not None:
         detail += f" (trace id {trace_id})"
     if retry_after is not None:
@@ -165,13 +167,16 @@ def _parse(body: bytes) -> tuple[Any, bool]:
         return None, False
 
 
-def _explain(data: Any) -> tuple[str | None, str | None]:
-    """Return the server's message and trace id from an error's JSON: its shape is undocumented."""
-    trace_id = None
+def _explain(data: Any, status: int) -> tuple[str | None, str | None, str | None]:
+    """Return message, error code and trace id from an error's JSON: its shape is undocumented."""
+    code = trace_id = None
     if isinstance(data, dict):
+        found = next((data[name] for name in ("errorCode", "code") if name in data), None)
+        is_code = isinstance(found, (int, float, str)) and not isinstance(found, bool)
+        code = str(found) if is_code and found not in ("", status, str(status)) else None
         found = data.get("traceId") or data.get("trace_id")
         trace_id = found if isinstance(found, str) else None
-    return _message(data), trace_id
+    return _message(data), code, trace_id
 
 
 def _message(data: Any, depth: int = 4) -> str | None:

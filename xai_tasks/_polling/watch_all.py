@@ -16,7 +16,7 @@ from xai_tasks._errors import (
 from xai_tasks._models import TaskResult, Update
 from xai_tasks._policies import PollPolicy
 from xai_tasks._polling.bulk import Source
-from xai_tasks._polling.entries import Subscriber
+from xai_tasks._polling.entries import Entry, Subscriber
 from xai_tasks._polling.poller import Poller
 from xai_tasks._polling.producers import Bind, Producer, check_one_of_many, check_task_id
 from xai_tasks._polling.slices import in_slices
@@ -39,6 +39,12 @@ class _WatchedTask(Subscriber):
         self.index = index
         self.status: object = None
         """The server's word in the last update; it tells unknown statuses apart."""
+
+    @property
+    def last(self) -> TaskResult | None:
+        """The last good answer, if there was one."""
+        entry: Entry | None = getattr(self, "entry", None)  # set only once it is waited for
+        return None if entry is None else entry.last
 
     def on_poll(self, task: TaskResult | None) -> None:
         if task is not None:
@@ -147,6 +153,8 @@ class WatchAllProducer(Producer[Update]):
         ):
             if isinstance(error, WaitTimeoutError):
                 task = error.last
+            elif error is not None:
+                task = watched.last
             self._put(Update(watched.task_id, watched.index, task, error, final=True))
         else:
             # Every other id would only meet the same.
