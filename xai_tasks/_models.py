@@ -66,10 +66,8 @@ def _status(value: str) -> TaskStatus:
     return _STATUSES.get(value, TaskStatus.UNKNOWN)
 
 
-def _utc(date: datetime | None) -> datetime | None:
+def _utc(date: datetime) -> datetime:
     """Return a date in UTC; a naive one is taken for that."""
-    if date is None or date.tzinfo is UTC:
-        return date
     return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
 
 
@@ -87,13 +85,21 @@ class TaskResult(JSONModel):
     """What the task made: the server's JSON, unchanged. Its shape depends on the kind of task."""
     error_message: str | None = None
     error_code: int | float | str | None = None
-    created_at: datetime | None = field(default=None, converter=_utc)
+    created_at: datetime | None = None
     """When the task was made; aware, in UTC. None if the answer holds no readable date."""
-    finished_at: datetime | None = field(default=None, converter=_utc)
+    finished_at: datetime | None = None
     """When the task ended; aware, in UTC. None if the answer holds no readable date."""
     trace_id: str | None = None
     raw: Mapping[str, Any] = field(factory=dict[str, Any], hash=False)
     """The whole answer, including fields that this version does not know."""
+
+    def __attrs_post_init__(self) -> None:
+        # Not converters: pyright would not take a field with one for the `datetime` of a protocol.
+        created, finished = self.created_at, self.finished_at
+        if created is not None and created.tzinfo is not UTC:
+            object.__setattr__(self, "created_at", _utc(created))
+        if finished is not None and finished.tzinfo is not UTC:
+            object.__setattr__(self, "finished_at", _utc(finished))
 
     def __repr__(self) -> str:
         parts = [f"task_id={printable(self.task_id)!r}", f"status={self.status.value!r}"]
@@ -418,7 +424,8 @@ def _date(value: Any) -> datetime | None:
     if not isinstance(value, str):
         return None
     try:
-        return _utc(datetime.fromisoformat(value))
+        date = datetime.fromisoformat(value)
+        return date if date.tzinfo is UTC else _utc(date)
     except (
         ValueError,
         OverflowError,
