@@ -83,6 +83,7 @@ class TaskClient:
             ``https://api.mountsea.ai``.
         session: an aiohttp session to use instead of one of the client's own; it is never closed.
             If it opens fewer connections than `max_concurrency`, that is lowered to their number.
+            A middleware of it that retries can't send a submission twice: its second attempt fails.
         proxy: the URL of an HTTP proxy for the client's own session, such as
             ``http://user:password@host:3128``. https requests go through it by CONNECT.
         trust_env: whether to read the proxy from ``HTTPS_PROXY``, ``HTTP_PROXY``, ``NO_PROXY``, if
@@ -342,8 +343,8 @@ class TaskClient:
             try:
                 raise error
             finally:
-                # Break the reference cycle between exception and frame.
-                del error, answer
+                # Break the reference cycles between exception and frame.
+                del error, answer, entry, waiter
         return cast("TaskResult", answer)
 
     def watch(
@@ -446,8 +447,9 @@ class TaskClient:
 
         Args:
             task_ids: the ids; all are read and checked before the first request.
-            timeout: seconds from now for each wait, 0 or more; None: no limit. Default: the
-                policy's.
+            timeout: seconds for each wait, from when its polling begins, 0 or more; None: no limit.
+                Default: the policy's. All begin at once, but for ids beyond what the rate allows
+                for (while no limit is known: 5,000), which begin as there is room.
             poll: another policy than the client's.
             check: whether a task that ended without completing counts as an error.
             return_exceptions: whether errors are put into the list. Otherwise the first one is
@@ -484,7 +486,10 @@ class TaskClient:
                 if not check and isinstance(error, TaskError):
                     error = None
                 if error is not None and not return_exceptions:
-                    raise error
+                    try:
+                        raise error
+                    finally:
+                        del error, outcome  # break the reference cycles of exception and frame
                 results[outcome.index] = outcome.task if error is None else error
         return results
 

@@ -409,7 +409,10 @@ class Downloader:
             await _cancel(jobs)
         for job in jobs:
             if not job.cancelled() and (failure := job.exception()) is not None:
-                raise failure
+                try:
+                    raise failure
+                finally:
+                    del failure, job, jobs  # break the reference cycles of exception and frame
         if None in saved:  # a job was cancelled
             self._check_open()
         errors = [each for each in saved if isinstance(each, XaiTasksError)]
@@ -493,10 +496,15 @@ class Downloader:
                 finally:
                     await self._in_thread(part.close)
         except TransferError as error:
-            failure = _download_error(error, task_id, source)
+            failure: Exception = _download_error(error, task_id, source)
+            error.__traceback__ = None  # tenacity's frames hold it
         except OSError as error:
-            raise _with_advice(error, task_id, directory) from None
-        raise failure
+            failure = _with_advice(error, task_id, directory)
+            error.__traceback__ = None
+        try:
+            raise failure
+        finally:
+            del failure  # break the reference cycle between exception and frame
 
     async def _fetch(self, url: str, task_id: str, part: _Part) -> Path:
         await self._in_thread(part.load)

@@ -172,6 +172,9 @@ class OutcomeStream(_Stream[Outcome]):
         Exception: what the source of ids raised, once each id already pulled has been polled.
         OSError: files are to be saved, and the disk is full or the directory can't be written.
 
+    Before it raises, it yields what must not be lost: tasks that have ended, with a `DownloadError`
+    if their files could not be saved, and requests that were accepted, with their tasks' ids.
+
     """
 
     __slots__ = ("_bulk",)

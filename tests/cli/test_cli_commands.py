@@ -337,7 +337,11 @@ class TestEveryCommand:
             raise KeyboardInterrupt
 
         monkeypatch.setattr("xai_tasks._cli._settings.make_client", interrupted)
-        assert run_here(monkeypatch, capfd, "", ["get", "a"]) == (130, "", "\n")
+        assert run_here(monkeypatch, capfd, "", ["get", "a"]) == (
+            130,
+            "",
+            "\nxai-tasks: interrupted\n",
+        )
 
     def test_error_of_the_program_itself_is_not_hidden(self, monkeypatch, capfd):
         def broken(**settings):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 from cli_program import eventually, run_here
 
+from xai_tasks._cli._process import Interrupt
 from xai_tasks.testing import Fault, constant
 
 
@@ -300,6 +303,27 @@ class TestInterrupt:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         assert time.monotonic() - begun < 5
+
+    @pytest.mark.parametrize(("seconds", "exits"), [(0.0, []), (0.05, []), (0.15, [130])])
+    async def test_signal_that_comes_twice_at_once_is_one(self, monkeypatch, seconds, exits):
+        # As GNU `timeout` sends it: to the process, and then to its group.
+        exited, before = [], signal.getsignal(signal.SIGTERM)
+        clock = iter([5.0, 5.0 + seconds])
+        monkeypatch.setattr("xai_tasks._cli._process.os._exit", exited.append)
+        monkeypatch.setattr(
+            "xai_tasks._cli._process.time", SimpleNamespace(monotonic=clock.__next__)
+        )
+
+        with pytest.raises(asyncio.CancelledError), Interrupt() as interrupt:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(60)
+
+        interrupt.swallow()
+        for number, handler in interrupt._before.items():
+            signal.signal(number, handler)
+        assert exited == exits
+        assert signal.getsignal(signal.SIGTERM) is before
 
     def test_everything_that_has_ended_is_written_at_an_interrupt(self, program, server):
         ids = server.add_many(2000, duration=constant(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import ssl
@@ -283,6 +284,76 @@ async def test_submission_over_tls(make):
                 await client.submit(CAT)
             assert await client.submit(CAT)
         assert server.count() == 2
+
+
+@pytest.fixture
+async def retrying(server):
+    """A client over a session whose middleware retries, as a user may have written it."""
+
+    async def retry(request, handler):
+        for _ in range(3):
+            try:
+                response = await handler(request)
+            except aiohttp.ClientError as problem:
+                error = problem
+            else:
+                if response.ok:
+                    return response
+                response.release()
+                error = ConnectionError(f"HTTP {response.status}")
+        raise error
+
+    async with (
+        aiohttp.ClientSession(middlewares=(retry,)) as session,
+        TaskClient("test", base_url=server.url, session=session, retry=QUICK) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault.reset(at="accept"), Fault.reset(), Fault.status(500), Fault.status(429)],
+    ids=repr,
+)
+async def test_retrying_middleware_sends_nothing_twice(server, retrying, fault):
+    server.fault("POST", fault)
+
+    with pytest.raises(SubmissionUncertainError, match="a middleware of the borrowed") as caught:
+        await retrying.submit(CAT)
+
+    assert isinstance(caught.value.cause, APIConnectionError)
+    assert server.count() == len(server.submissions) == 1
+
+
+async def test_retrying_middleware_may_repeat_what_was_not_sent(server, retrying, monkeypatch):
+    refusals = [OSError("refused"), OSError("refused")]
+    connect = aiohttp.TCPConnector.connect
+
+    async def refuse(*args, **options):
+        if refusals:
+            raise aiohttp.ClientOSError(*refusals.pop().args)
+        return await connect(*args, **options)
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "connect", refuse)
+
+    assert await retrying.submit(CAT)
+    assert server.count() == 1
+
+
+async def test_answer_that_a_middleware_keeps_counts(server):
+    async def twice(request, handler):
+        first = await handler(request)
+        with contextlib.suppress(aiohttp.ClientError):
+            return await handler(request)
+        return first
+
+    async with (
+        aiohttp.ClientSession(middlewares=(twice,)) as session,
+        TaskClient("test", base_url=server.url, session=session, retry=QUICK) as client,
+    ):
+        assert await client.submit(CAT)
+
+    assert server.count() == 1
 
 
 async def test_each_submission_has_its_own_connection():

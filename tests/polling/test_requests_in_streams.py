@@ -12,6 +12,7 @@ from fakes import (
     assert_nothing_runs,
     client_over,
     now,
+    says,
     settle,
     stalled,
     status,
@@ -206,8 +207,13 @@ async def test_source_that_raises_loses_no_request(client, transport):
         yield from cats(transport, 3, ("processing", 5))
         raise RuntimeError("no more cats")
 
+    outcomes = []
     with pytest.raises(RuntimeError, match="no more cats"):
-        await collect(client.as_completed(source()))
+        async for outcome in client.as_completed(source()):
+            outcomes.append(outcome)
+    assert sorted(outcome.task_id for outcome in outcomes) == ["cat-0", "cat-1", "cat-2"]
+    for outcome in outcomes:
+        assert "was submitted, but the stream ended before it: no more cats" in str(outcome.error)
     assert [sent.answer for sent in transport.submissions] == ["cat-0", "cat-1", "cat-2"]
 
 
@@ -354,6 +360,22 @@ class TestEndOfTheStreamWhileRequestsAreUnderWay:
             assert outcome.task_id == prompt
             assert not outcome.ok
             assert f"task {prompt!r} was submitted" in str(outcome.error)
+        await assert_nothing_runs(client)
+
+    async def test_ids_of_tasks_that_are_waited_for_are_not_lost(self, client, transport):
+        cats(transport, 3, ("processing", 1000))
+        transport.fault("id", says("processing"), says("processing"), status(401))
+
+        outcomes = []
+        with pytest.raises(AuthenticationError):
+            async for outcome in client.as_completed(
+                [*(VideoRequest(f"cat-{n}") for n in range(3)), "id"]
+            ):
+                outcomes.append(outcome)
+
+        assert sorted(outcome.task_id for outcome in outcomes) == ["cat-0", "cat-1", "cat-2"]
+        for outcome in outcomes:
+            assert f"task {outcome.task_id!r} was submitted" in str(outcome.error)
         await assert_nothing_runs(client)
 
     async def test_uncertain_ones_are_outcomes_too(self, client, transport):

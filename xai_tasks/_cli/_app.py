@@ -426,7 +426,10 @@ def run() -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.Abort:  # SIGINT before a command runs
+    except click.Abort:  # SIGINT before a command runs, or after
+        from xai_tasks._cli._progress import write_stderr  # noqa: PLC0415
+
+        write_stderr("xai-tasks: interrupted\n")
         return 130
     except Exception as error:
         from xai_tasks import XaiTasksError  # noqa: PLC0415

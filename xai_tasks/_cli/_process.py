@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Coroutine
 from enum import IntEnum
 from types import FrameType
@@ -31,17 +32,21 @@ class Exit(IntEnum):
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+_SAME = 0.1
+"""Seconds in which signals count as one: `timeout` sends its own twice, to us and to our group."""
 
 
 class Interrupt:
     """Handles SIGINT, SIGTERM and SIGHUP while a command runs.
 
-    The first cancels the command, the second ends the process at once. A signal that the parent
-    process ignores, as a shell does for a job in the background or `nohup`, stays ignored.
+    The first cancels the command, a second one, a tenth of a second later or more, ends the process
+    at once. A signal that the parent process ignores, as a shell does for a job in the background
+    or `nohup`, stays ignored.
     """
 
     def __init__(self) -> None:
         self.received = False
+        self._received_at = 0.0
         self._loop = asyncio.get_running_loop()
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._before: dict[signal.Signals, Any] = {}
@@ -55,16 +60,18 @@ class Interrupt:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        if self.received:
+            return  # the process is ending, and further signals mean the same as before
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            os._exit(
-                Exit.INTERRUPTED
-            )  # pragma: no cover -- nothing can measure this process any more
-        self.received = True
-        self._loop.call_soon_threadsafe(self._task.cancel)
+        now = time.monotonic()
+        if not self.received:
+            self.received, self._received_at = True, now
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        elif now - self._received_at >= _SAME:
+            os._exit(Exit.INTERRUPTED)
 
     def swallow(self) -> None:
         """Undo the cancellation by the first signal, so that the command can end in order."""

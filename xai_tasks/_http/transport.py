@@ -273,9 +273,16 @@ class Transport:
                     extra={"request": request},
                 )
             raise
-        if body.problem is not None:
-            raise body.problem
-        if not isinstance(cause, APIError):
+        problem, body.problem = body.problem, None
+        if problem is not None:
+            try:
+                raise problem
+            finally:
+                del problem  # break the reference cycle between exception and frame
+        if body.refused:
+            detail = "a middleware of the borrowed session was kept from sending it again"
+            cause = APIConnectionError(detail, task_id="")
+        elif not isinstance(cause, APIError):
             cause = APIConnectionError("the client was closed before the answer came", task_id="")
         raise SubmissionUncertainError(request, cause.with_traceback(None))
 

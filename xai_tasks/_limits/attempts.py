@@ -15,6 +15,7 @@ class Attempts(RetryCallState):
     """tenacity's state of one call whose last attempt failed."""
 
     error: APIError
+    """The error of the last attempt."""
     delay: float
     """Seconds before the next attempt: from the server, else from the policy's `wait`."""
 
@@ -34,6 +35,15 @@ class Attempts(RetryCallState):
         if not math.isfinite(delay):
             raise ValueError(f"the wait strategy of the retry policy gave {float(delay)} seconds")
         self.delay = self.upcoming_sleep = max(0.0, delay)
+
+    def take_error(self) -> APIError:
+        """Return the error to raise it, and hold it no more: it will hold the frames that hold us.
+
+        `error` must not be read after it.
+        """
+        error, self.outcome = self.error, None
+        del self.error
+        return error
 
 
 class Sleeps:

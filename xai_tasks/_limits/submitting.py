@@ -173,11 +173,11 @@ class Submitter:
                 work.on_refusal()
             work.limit.reschedule(work.deadline)
             attempts = cast("Attempts", work.attempts)
-            error = attempts.error
-            if isinstance(error, AuthenticationError) and credentials.renewable and not renewed:
+            is_refused_key = isinstance(attempts.error, AuthenticationError)
+            if is_refused_key and credentials.renewable and not renewed:
                 renewed = True
                 await credentials.renew(version)
-            elif work.bulk and self._is_refusal(error):
+            elif work.bulk and self._is_refusal(attempts.error):
                 await self._sleeps.sleep(min(attempts.delay, LONGEST_PAUSE))
             else:
                 await self._before_retry(attempts)
@@ -191,7 +191,9 @@ class Submitter:
             return
         # Raised here, outside the handler, so that the error has no context. A copy, because one
         # error would gather the tracebacks of all who meet the pause.
-        raise work.last_error or cast("APIError", self._pause_error).for_task("")
+        if work.attempts is not None:
+            raise work.attempts.take_error()
+        raise cast("APIError", self._pause_error).for_task("")
 
     async def _attempt(self, work: _Submission) -> str | None:
         """Submit once when the throttle allows it; return the task's id, None if it has none."""
@@ -250,18 +252,19 @@ class Submitter:
     def _is_refusal(self, error: APIError) -> bool:
         return isinstance(error, APIStatusError) and error.status_code in self._retry_statuses
 
+    def _may_retry(self, attempts: Attempts) -> bool:
+        error = attempts.error
+        if self._is_refusal(error):
+            allowed = attempts.delay <= self._policy.max_retry_after
+        else:
+            allowed = is_transient(error) and not isinstance(error, APIStatusError)
+        return allowed and self._budget.allows_retry and not self._policy.stop(attempts)
+
     async def _before_retry(self, attempts: Attempts) -> None:
         """Wait until the request may be made again; raise its error if it may not."""
-        error, seconds = attempts.error, attempts.delay
-        try:
-            if self._is_refusal(error):
-                allowed = seconds <= self._policy.max_retry_after
-            else:
-                allowed = is_transient(error) and not isinstance(error, APIStatusError)
-            if not allowed or not self._budget.allows_retry or self._policy.stop(attempts):
-                raise error
-        finally:
-            del error  # Break the reference cycle between exception and frame.
+        if not self._may_retry(attempts):
+            raise attempts.take_error()
+        seconds = attempts.delay
         logger.info(
             "submitting again in %.3g s: %s",
             seconds,

@@ -110,6 +110,7 @@ class Source:
             error = raised
         self.ended = True
         on_end(error)
+        del error  # break the reference cycle between exception and frame
 
     @staticmethod
     async def _pull(items: Iterable[Any], take: Callable[[object], Awaitable[None]]) -> None:
@@ -259,7 +260,9 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
     def exhausted(self) -> bool:
         if self.stopped or not self._source.ended:
             return self.stopped
-        return not self._unpolled if self.error is not None else not self.pending
+        if self.error is None:
+            return not self.pending
+        return not self._unpolled and (self._saving is None or self._saving.is_empty)
 
     async def next(self) -> Outcome:
         if self.taken.total % _PULL_SLICE == _PULL_SLICE - 1:
@@ -279,13 +282,13 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
     def abandon(self) -> None:
         if self._requests is not None:
             self._requests.cancel()
+        if self._saving is not None:
+            self._saving.cancel()
         self._leave_all()
 
     def _leave_all(self) -> None:
-        """Abandon everything but requests."""
+        """Pull no further id, and wait for none."""
         self._source.cancel()
-        if self._saving is not None:
-            self._saving.cancel()
         self._unpolled = 0
         if self._due is not None:
             self._poller.clear_deadline(self, self._due)
@@ -418,19 +421,26 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
     def _on_source_end(self, error: BaseException | None) -> None:
         self.error = self.error or error
         self._finish()
+        self._check_error()
         self.wake()
 
     def _on_first_poll(self) -> None:
         if self._unpolled:
             self._unpolled -= 1
-        if not self._unpolled and self.error is not None:
+        self._check_error()
+
+    def _check_error(self) -> None:
+        """End the stream with its error, if there is one, once each id has been polled."""
+        if self.error is not None and not self._unpolled:
+            if self._requests is not None:
+                self._requests.drain(self.error)
             self.wake()
 
     def _is_refused_key(self, error: XaiTasksError) -> bool:
         return self._refusals is not None and isinstance(error, AuthenticationError)
 
     def _end_all(self, error: BaseException) -> None:
-        """End the stream with an error, after the outcomes that there are."""
+        """End the stream with an error, after the outcomes that there are, and their files."""
         self.error = error
         self._leave_all()
         if self._requests is not None:

@@ -202,6 +202,7 @@ class WatchProducer(Producer[TaskResult]):
 
     def on_end(self, task: TaskResult | None, error: BaseException | None) -> None:
         self._entry = None
+        del self._subscriber  # it holds the entry, which holds the error
         self._done = True
         self.error = error
         if task is not None:

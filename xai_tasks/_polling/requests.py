@@ -120,7 +120,8 @@ class RequestStage:
         self._sent: set[asyncio.Task[None] | None] = set()
         """Submissions whose request has been sent: it may have been accepted."""
         self._cancelled = False
-        self._drained_by: BaseException | None = None
+        self._drained_by: str | None = None
+        """The message of the error that ended the stream; the error would keep its frames alive."""
 
     @property
     def has_room(self) -> bool:
@@ -147,24 +148,35 @@ class RequestStage:
     def drain(self, error: BaseException) -> int:
         """Submit nothing more, and wait for nothing, because of `error`.
 
-        Answers to what was sent are awaited: an accepted request was paid for, so its task's id
-        must not be lost. Each such request still ends.
+        An accepted request was paid for, so its task's id must not be lost: answers to what was
+        sent are awaited, and each request whose task is waited for ends with an error that has it.
 
         Returns:
-            how many will.
+            how many requests will end later.
 
         """
-        self._drained_by = error
-        for work in self._submissions - self._sent:
-            if work is not None:
-                work.cancel()
-        self._leave_all()
+        if self._drained_by is None:
+            self._drained_by = str(error)
+            for work in self._submissions - self._sent:
+                if work is not None:
+                    work.cancel()
+            for left in self._leave_all():
+                self._end_early(left.index, left.request, left.entry.task_id, first=False)
         return len(self._sent)
 
-    def _leave_all(self) -> None:
-        for subscriber in self._waiting:
+    def _leave_all(self) -> set[_RequestSubscriber]:
+        """Wait for no task any more; return what has left."""
+        waiting, self._waiting = self._waiting, set()
+        for subscriber in waiting:
             self._poller.leave(subscriber.entry, subscriber)
-        self._waiting.clear()
+        return waiting
+
+    def _end_early(self, index: int, request: Request, task_id: str, *, first: bool) -> None:
+        error = XaiTasksError(
+            f"task {printable(task_id)!r} was submitted, but the stream ended before it: "
+            f"{self._drained_by}"
+        )
+        self.owner.on_request_end(index, request, task_id, None, error, first=first)
 
     async def settled(self) -> None:
         """Wait until what `cancel` ended has come to its end."""
@@ -205,13 +217,10 @@ class RequestStage:
             self._submissions.discard(work)
             self._sent.discard(work)
         if self._drained_by is not None and task_id:
-            failure = XaiTasksError(
-                f"task {printable(task_id)!r} was submitted, but the stream ended before it could "
-                f"be waited for: {self._drained_by}"
-            )
-            self.owner.on_request_end(index, request, task_id, None, failure, first=True)
+            self._end_early(index, request, task_id, first=True)
         elif failure is not None:
             self.owner.on_request_end(index, request, "", None, failure, first=True)
+            failure = None  # break the reference cycle between exception and frame
         else:
             self._wait(index, request, task_id)
         self.owner.on_room()

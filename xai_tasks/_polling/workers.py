@@ -7,6 +7,7 @@ import contextvars
 from collections.abc import Callable
 from typing import cast
 
+from xai_tasks._errors import XaiTasksError
 from xai_tasks._http.transport import Response
 from xai_tasks._limits.outage import PollsStopped
 from xai_tasks._limits.retrying import RetryingFetcher
@@ -124,6 +125,8 @@ class Workers:
             if entry.subscribers is not None or worker.uncancel():
                 raise  # cancelled from outside, and not only by `abort`
             return None
+        except XaiTasksError as error:
+            return error.with_traceback(None)  # its frames hold the entry, which holds the error
         except Exception as error:  # noqa: BLE001 -- a key function may raise anything
             return error
 
