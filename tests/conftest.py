@@ -65,7 +65,7 @@ def pytest_asyncio_loop_factories(config, item):
 
 @pytest.fixture(params=["lean", "ordinary"])
 def request_class(request, monkeypatch):
-    """Send each test's requests by the lean classes and by aiohttp's own."""
+    """Send each test's requests lean, and by aiohttp's session."""
     monkeypatch.setattr(lean, "_verdict", request.param == "lean")
     return request.param
 

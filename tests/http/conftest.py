@@ -1,4 +1,4 @@
-"""Transports to a raw server, by the lean request classes and by aiohttp's own."""
+"""Transports to a raw server, lean and by aiohttp's session."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""The lean request classes, and the check that they fit the installed aiohttp."""
+"""Lean requests, and the check that they work with the installed aiohttp."""
 
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
+from attrs import evolve
 from multidict import CIMultiDict
 from raw_server import response
 from yarl import URL
@@ -24,7 +26,7 @@ def unchecked(monkeypatch):
     monkeypatch.setattr(lean, "_verdict", None)
 
 
-async def test_the_classes_fit_the_installed_aiohttp(unchecked):
+async def test_lean_requests_work_with_the_installed_aiohttp(unchecked):
     assert await lean.works()
 
 
@@ -39,7 +41,7 @@ def raises(*args, **kwargs):
     raise TypeError("unexpected argument")
 
 
-async def sends_nothing(self, connection):
+async def sends_nothing(self, query):
     await asyncio.Event().wait()
 
 
@@ -51,11 +53,11 @@ def other_bytes(self, query):
 @pytest.mark.parametrize(
     ("cls", "name", "function"),
     [
-        (lean.LeanRequest, "__init__", raises),
-        (lean.LeanRequest, "send", sends_nothing),
-        (lean.LeanResponse, "__init__", raises),
-        (lean.LeanResponse, "start", sends_nothing),
+        (lean.Wire, "to", raises),
+        (lean.Wire, "get", sends_nothing),
         (lean.Wire, "request", other_bytes),
+        (lean.LeanResponse, "__init__", raises),
+        (lean.Wire, "_connect", raises),
         (lean._Loopback, "_create_connection", raises),
     ],
 )
@@ -103,7 +105,7 @@ async def test_closing_during_the_check_makes_no_session(server, unchecked, make
     assert transport._sessions._session is None
 
 
-async def test_both_classes_send_the_same_bytes(server):
+async def test_lean_and_ordinary_requests_are_the_same_bytes(server):
     heads = []
     for verdict in (True, False):
         with pytest.MonkeyPatch.context() as patch:
@@ -123,16 +125,14 @@ async def test_both_classes_send_the_same_bytes(server):
     assert heads[0] == heads[1]
 
 
-@pytest.mark.parametrize(
-    ("session", "expected"), [(None, lean.LeanRequest), ("borrowed", aiohttp.ClientRequest)]
-)
-async def test_only_the_own_session_is_lean(server, make, request_class, session, expected):
+@pytest.mark.parametrize("borrow", [False, True])
+async def test_only_requests_of_the_own_session_are_lean(server, make, request_class, borrow):
     async with aiohttp.ClientSession() as borrowed:
-        transport = make(session=borrowed if session else None)
+        transport = make(session=borrowed if borrow else None)
         await transport.fetch("a")
 
         is_lean = transport._template.wire is not None
-    assert is_lean is (expected is lean.LeanRequest and request_class == "lean")
+    assert is_lean is (not borrow and request_class == "lean")
 
 
 async def test_a_connection_closed_while_idle_is_replaced(server, make):
@@ -148,30 +148,47 @@ async def test_a_connection_closed_while_idle_is_replaced(server, make):
     assert len(server.requests) == 3
 
 
+class Connection:
+    """A connection from the pool that is not fit for a request."""
+
+    def __init__(self, state):
+        transport = SimpleNamespace(is_closing=lambda: state == "closing")
+        self.protocol = SimpleNamespace(
+            set_response_params=lambda **_: None,
+            should_close=state == "holds an answer",
+            transport=None if state == "closed" else transport,
+        )
+        self.closed = False
+
+    def close(self):
+        self.closed = True
+
+
 @pytest.mark.parametrize("state", ["closed", "closing", "holds an answer"])
-async def test_nothing_is_sent_on_unfit_connection(state):
-    class Connection:
-        class protocol:
-            should_close = state == "holds an answer"
+async def test_nothing_is_sent_on_unfit_connections(state):
+    connections = []
 
-            class transport:
-                is_closing = staticmethod(lambda: state == "closing")
+    class Connector:
+        closed = False
 
-    if state == "closed":
-        Connection.protocol.transport = None
-    request = lean.LeanRequest(
-        "GET",
-        URL("http://host/"),
-        params=b"",
-        loop=asyncio.get_running_loop(),
-        timer=None,
-        session=None,
-        ssl=True,
-        traces=[],
-    )
+        async def connect(self, *args, **kwargs):
+            connections.append(Connection(state))
+            return connections[-1]
 
-    with pytest.raises(aiohttp.ServerDisconnectedError):
-        await request.send(Connection)
+    async with aiohttp.ClientSession() as session:
+        wire = lean.Wire.to(session, URL("http://host/"), {})
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await evolve(wire, connector=Connector()).get("taskId=a")
+
+    assert [connection.closed for connection in connections] == [True, True]
+
+
+async def test_nothing_is_sent_after_the_session_was_closed():
+    async with aiohttp.ClientSession() as session:
+        wire = lean.Wire.to(session, URL("http://host/"), {})
+
+    with pytest.raises(aiohttp.ClientConnectionError, match="closed"):
+        await wire.get("taskId=a")
 
 
 async def test_informational_answers_are_passed_over(server, make):
@@ -187,8 +204,10 @@ async def test_malformed_head_is_a_connection_error(server, make):
         await make().fetch("a")
 
 
-def test_a_wire_shows_no_key():
-    wire = lean.Wire.to(URL("http://host/"), CIMultiDict({"Authorization": f"Bearer {KEY}"}))
+async def test_a_wire_shows_no_key():
+    headers = CIMultiDict({"Authorization": f"Bearer {KEY}"})
+    async with aiohttp.ClientSession() as session:
+        wire = lean.Wire.to(session, URL("http://host/"), headers)
 
     assert KEY.encode() in wire.request("taskId=a")
     assert KEY not in repr(wire)

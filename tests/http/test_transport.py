@@ -1144,7 +1144,7 @@ async def test_old_key_is_redacted_from_its_answer(server, make):
 
 async def test_closed_sessions_make_no_other():
     sessions = Sessions(None, lean=False)
-    session = await sessions.get()
+    session = await sessions.open()
     await sessions.close()
 
     with pytest.raises(ClientClosedError):

@@ -9,26 +9,22 @@ import aiohttp
 
 from xai_tasks._errors import ClientClosedError
 from xai_tasks._http import lean
-from xai_tasks._http.lean import LeanRequest, LeanResponse, OrdinaryResponse
+from xai_tasks._http.lean import BUFFER, NO_TIMEOUT, OrdinaryResponse
 
 logger = logging.getLogger("xai_tasks")
-
-BUFFER = 2**16
-"""aiohttp's buffer: it decompresses three times as many bytes in one go, for less than 1 ms."""
-
-NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
-"""aiohttp's own timeouts overrun and miss a drip; `RequestTimeout` does neither."""
 
 
 class Sessions:
     """The session of a client: a borrowed one, never closed, or its own, made on first use."""
 
-    __slots__ = ("_fresh", "_lean", "_session", "borrowed", "closed")
+    __slots__ = ("_fresh", "_session", "borrowed", "closed", "lean")
 
     borrowed: bool
     """Whether the session is the user's."""
     closed: bool
     """Whether `close` has been called."""
+    lean: bool
+    """Whether requests may be lean; once there is a session, whether they are."""
 
     def __init__(self, session: aiohttp.ClientSession | None, *, lean: bool) -> None:
         """Use `session`, or make one; `lean` is whether its requests may be lean.
@@ -43,7 +39,7 @@ class Sessions:
             )
         self._session = session
         self._fresh: aiohttp.ClientSession | None = None
-        self._lean = lean
+        self.lean = lean and session is None
         self.borrowed = session is not None
         self.closed = False
 
@@ -89,8 +85,8 @@ class Sessions:
         )
         return limit
 
-    async def get(self) -> aiohttp.ClientSession:
-        """Return the session for the next request.
+    def current(self) -> aiohttp.ClientSession | None:
+        """Return the session for the next request; None if it is to be opened first.
 
         Raises:
             ClientClosedError: the client, or the borrowed session, is closed.
@@ -98,15 +94,15 @@ class Sessions:
         """
         if self.closed:
             raise ClientClosedError("the client is closed")
-        session = self._session or await self._open()
-        if self.borrowed and session.closed:
+        session = self._session
+        if self.borrowed and session is not None and session.closed:
             raise ClientClosedError("the borrowed session is closed")
         return session
 
     def for_one_request(self, session: aiohttp.ClientSession) -> aiohttp.ClientSession:
         """Return an own session each of whose connections serves one request.
 
-        Where `session`, as `get` returned it, is borrowed, this can't be had: return that.
+        Where `session`, as `current` returned it, is borrowed, this can't be had: return that.
 
         Raises:
             ClientClosedError: the client is closed: a session made now would never be closed.
@@ -120,17 +116,22 @@ class Sessions:
             self._fresh = _own_session(aiohttp.TCPConnector(limit=0, force_close=True))
         return self._fresh
 
-    async def _open(self) -> aiohttp.ClientSession:
-        """Make the own session, lean if it may be and that works."""
-        is_lean = self._lean and await lean.works()
+    async def open(self) -> aiohttp.ClientSession:
+        """Make the own session, and find out whether its requests can be lean.
+
+        Raises:
+            ClientClosedError: the client was closed meanwhile.
+
+        """
+        self.lean = self.lean and await lean.works()
         if self.closed:
             raise ClientClosedError("the client is closed")
         if self._session is None:  # else another call has made it meanwhile
-            self._session = _own_session(aiohttp.TCPConnector(limit=0), is_lean)
+            self._session = _own_session(aiohttp.TCPConnector(limit=0))
         return self._session
 
 
-def _own_session(connector: aiohttp.BaseConnector, is_lean: bool = False) -> aiohttp.ClientSession:
+def _own_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
     # No limit in the connector: the throttle limits requests, outside the request timeout.
     return aiohttp.ClientSession(
         connector=connector,
@@ -138,6 +139,5 @@ def _own_session(connector: aiohttp.BaseConnector, is_lean: bool = False) -> aio
         trust_env=False,
         timeout=NO_TIMEOUT,
         read_bufsize=BUFFER,
-        request_class=LeanRequest if is_lean else aiohttp.ClientRequest,
-        response_class=LeanResponse if is_lean else OrdinaryResponse,
+        response_class=OrdinaryResponse,
     )

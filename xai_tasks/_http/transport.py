@@ -7,7 +7,7 @@ import logging
 import platform
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 from weakref import WeakSet
 
@@ -28,7 +28,7 @@ from xai_tasks._errors import (
 from xai_tasks._http.credentials import Credentials, Redactor
 from xai_tasks._http.exchange import MAX_ERROR_BYTES, Exchanges
 from xai_tasks._http.hints import Quota, parse_hints
-from xai_tasks._http.lean import LeanRequest, Wire
+from xai_tasks._http.lean import BUFFER, NO_TIMEOUT, LeanResponse, Wire
 from xai_tasks._http.proxy import ProxySetting
 from xai_tasks._http.responses import (
     invalid_answer,
@@ -37,7 +37,7 @@ from xai_tasks._http.responses import (
     status_error,
     too_large,
 )
-from xai_tasks._http.sessions import BUFFER, NO_TIMEOUT, Sessions
+from xai_tasks._http.sessions import Sessions
 from xai_tasks._http.submission import SubmissionBody
 from xai_tasks._models import TaskResult
 from xai_tasks._requests import Request
@@ -81,7 +81,7 @@ class _RequestTemplate:
     options: dict[str, Any] = field(repr=False)
     """What aiohttp's `get` takes."""
     wire: Wire | None = field(repr=False)
-    """The same as bytes, for lean requests; None where they are not used."""
+    """Sends lean requests; None where they are not used."""
     redactor: Redactor = field(repr=False)
 
 
@@ -188,13 +188,11 @@ class Transport:
 
         """
         query = _query(task_id)
-        session, template = await self._ready()
+        session = self._sessions.current() or await self._sessions.open()
+        template = self._template_for(session)
+        sending: Awaitable[aiohttp.ClientResponse | LeanResponse]
         if template.wire is not None:
-            sending = session.get(
-                template.wire.url,
-                params=cast("Any", template.wire.request(query)),
-                allow_redirects=False,
-            )
+            sending = template.wire.get(query)
         else:
             sending = session.get(self._build_url(query_string=query), **template.options)
         redactor = template.redactor
@@ -252,7 +250,8 @@ class Transport:
             Exception: what `on_send` raised.
 
         """
-        session, template = await self._ready()
+        session = self._sessions.current() or await self._sessions.open()
+        template = self._template_for(session)
         session = self._sessions.for_one_request(session)
         url = self._submission_url
         path = url.raw_path.rstrip("/") + request._PATH  # noqa: SLF001 -- ours
@@ -318,13 +317,12 @@ class Transport:
             if not response.content.is_eof():
                 response.close()
 
-    async def _ready(self) -> tuple[aiohttp.ClientSession, _RequestTemplate]:
-        """Return the session, and what the newest key makes of a request."""
-        session = await self._sessions.get()
+    def _template_for(self, session: aiohttp.ClientSession) -> _RequestTemplate:
+        """Return what the newest key makes of a request."""
         if self._version != self._credentials.version:
             self._version = self._credentials.version
             self._template = self._make_template(session)
-        return session, self._template
+        return self._template
 
     def _make_template(self, session: aiohttp.ClientSession) -> _RequestTemplate:
         headers = CIMultiDict(
@@ -351,8 +349,7 @@ class Transport:
             if self._url.scheme == "http":  # without a tunnel, the proxy reads the request itself
                 headers.update(self._proxy.options.get("proxy_headers", {}))
             secrets = self._proxy.secrets
-        is_lean = getattr(session, "_request_class", None) is LeanRequest
-        wire = Wire.to(self._url, headers) if is_lean else None
+        wire = Wire.to(session, self._url, headers) if self._sessions.lean else None
         if session.auth is not None or session.trust_env:
             # aiohttp refuses our header beside the session's own login, or one from a netrc file,
             # so a middleware sets it after those.
@@ -368,7 +365,10 @@ class Transport:
         return _RequestTemplate(options, wire, Redactor(self._credentials.key, *secrets))
 
     async def _exchange(
-        self, sending: Awaitable[aiohttp.ClientResponse], redactor: Redactor, task_id: str
+        self,
+        sending: Awaitable[aiohttp.ClientResponse | LeanResponse],
+        redactor: Redactor,
+        task_id: str,
     ) -> tuple[Response, bool]:
         """Read an answer; return it, and whether it may be a stray one: for another task.
 
