@@ -57,7 +57,6 @@ def other_bytes(self, query):
         (lean.Wire, "get", sends_nothing),
         (lean.Wire, "request", other_bytes),
         (lean.LeanResponse, "__init__", raises),
-        (lean.Wire, "_connect", raises),
         (lean._Loopback, "_create_connection", raises),
     ],
 )

@@ -79,6 +79,8 @@ class Exchanges:
 
         Returns the body and True; of a larger one, a beginning of at most 64 KiB and False.
         """
+        if content.is_eof() and content.total_bytes <= limit:  # most answers come as a whole
+            return content.read_nowait(), True
         chunks: list[bytes] = []
         size = 0
         while not content.at_eof():

@@ -70,7 +70,7 @@ class Wire:
     _connector: aiohttp.BaseConnector
     _place: aiohttp.ClientRequest
     """A request that is never sent: it names the place to connect to."""
-    _begin: str = field(repr=False)
+    _begin: bytes = field(repr=False)
     _end: bytes = field(repr=False)
 
     @classmethod
@@ -80,11 +80,11 @@ class Wire:
         end = f" HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n{''.join(lines)}\r\n"
         connector = cast("aiohttp.BaseConnector", session.connector)
         place = aiohttp.ClientRequest("GET", url, session=session)
-        return cls(connector, place, f"GET {url.raw_path}?", end.encode("ascii"))
+        return cls(connector, place, f"GET {url.raw_path}?".encode("ascii"), end.encode("ascii"))
 
     def request(self, query: str) -> bytes:
         """Return the bytes of a GET with `query`, which is encoded already."""
-        return self._begin.encode("ascii") + query.encode("ascii") + self._end
+        return self._begin + query.encode("ascii") + self._end
 
     async def get(self, query: str) -> LeanResponse:
         """Send a GET with `query`, and wait for the head of the answer.
@@ -97,17 +97,17 @@ class Wire:
 
         """
         request = self.request(query)
-        connection = await self._connect()
-        try:
-            return await _exchange(connection, request)
-        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
-            connection = await self._connect()
-        return await _exchange(connection, request)
-
-    async def _connect(self) -> Any:
-        if self._connector.closed:
-            raise aiohttp.ClientConnectionError("the connector is closed")
-        return await self._connector.connect(self._place, traces=[], timeout=NO_TIMEOUT)
+        connector = self._connector
+        again = True
+        while not connector.closed:
+            connection = await connector.connect(self._place, traces=[], timeout=NO_TIMEOUT)
+            try:
+                return await _exchange(connection, request)
+            except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+                if not again:
+                    raise
+                again = False
+        raise aiohttp.ClientConnectionError("the connector is closed")
 
 
 async def _exchange(connection: Any, request: bytes) -> LeanResponse:
