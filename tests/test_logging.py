@@ -208,7 +208,7 @@ async def test_an_aiohttp_that_the_lean_classes_do_not_fit(server, client, recor
 
     assert said(records, logging.DEBUG) == [
         (
-            f"aiohttp {aiohttp.__version__}: using its own request classes",
+            f"aiohttp {aiohttp.__version__}: sending ordinary requests",
             {"aiohttp": aiohttp.__version__},
         )
     ]

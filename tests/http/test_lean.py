@@ -134,6 +134,27 @@ async def test_only_requests_of_the_own_session_are_lean(server, make, request_c
     assert is_lean is (not borrow and request_class == "lean")
 
 
+async def test_requests_of_instrumented_sessions_are_ordinary(server, make, monkeypatch):
+    """Instrumentation adds its trace config to each session that is made, as OpenTelemetry's."""
+    seen = []
+    make_session = aiohttp.ClientSession.__init__
+
+    async def on_request_start(session, context, params):
+        seen.append(params.url.path)
+        params.headers["traceparent"] = "00-1-2-01"
+
+    def instrumented(self, *args, **kwargs):
+        config = aiohttp.TraceConfig()
+        config.on_request_start.append(on_request_start)
+        make_session(self, *args, **kwargs, trace_configs=[config])
+
+    monkeypatch.setattr(aiohttp.ClientSession, "__init__", instrumented)
+    await make().fetch("a")
+
+    assert seen == ["/xai/tasks"]
+    assert server.header("traceparent") == "00-1-2-01"
+
+
 async def test_a_connection_closed_while_idle_is_replaced(server, make):
     async def one_answer(reader, writer):
         writer.write(response(200, PENDING).replace(b"Connection: close\r\n", b""))

@@ -155,7 +155,7 @@ async def works() -> bool:
             _verdict = False
         if not _verdict:
             logger.debug(
-                "aiohttp %s: using its own request classes",
+                "aiohttp %s: sending ordinary requests",
                 aiohttp.__version__,
                 extra={"aiohttp": aiohttp.__version__},
             )

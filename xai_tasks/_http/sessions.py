@@ -123,11 +123,13 @@ class Sessions:
             ClientClosedError: the client was closed meanwhile.
 
         """
-        self.lean = self.lean and await lean.works()
+        may_be_lean = self.lean and await lean.works()
         if self.closed:
             raise ClientClosedError("the client is closed")
         if self._session is None:  # else another call has made it meanwhile
             self._session = _own_session(aiohttp.TCPConnector(limit=0))
+            # Instrumentation adds its trace configs to every session, and lean requests go past it.
+            self.lean = may_be_lean and not self._session.trace_configs
         return self._session
 
 
