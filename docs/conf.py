@@ -88,12 +88,18 @@ def _plain_summary(
 def _page_language(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Set the page's own language, for browsers, screen readers and search engines."""
-    context["language"] = "zh-CN" if pagename.startswith("zh/") else "en"
+    """Set the page's language, for browsers and search engines; Chinese pages list theirs first."""
+    context["language"] = "en"
+    if pagename.startswith("zh/"):
+        context["language"] = "zh-CN"
+        groups = re.split(r'(?=<p class="caption")', context.get("furo_navigation_tree", ""))
+        context["furo_navigation_tree"] = "".join(
+            sorted(groups, key=lambda group: ">中文<" not in group)
+        )
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the functions above; napoleon's priority is 500, and `_plain_summary` comes first."""
+    """Connect the functions above; the priorities of napoleon and furo are 500."""
     app.add_search_language(SearchBoth)
     app.connect("autodoc-process-docstring", _plain_summary, priority=400)
-    app.connect("html-page-context", _page_language)
+    app.connect("html-page-context", _page_language, priority=600)
