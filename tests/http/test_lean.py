@@ -155,6 +155,25 @@ async def test_requests_of_instrumented_sessions_are_ordinary(server, make, monk
     assert server.header("traceparent") == "00-1-2-01"
 
 
+async def test_requests_that_a_mock_replaces_reach_it(server, make, monkeypatch):
+    """As those of aioresponses and vcrpy do, whether they begin before or after the client."""
+    asked = []
+    request = aiohttp.ClientSession._request
+
+    def replacement(self, method, url, **options):
+        asked.append(url.path)
+        return request(self, method, url, **options)
+
+    transport = make()
+    await transport.fetch("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(aiohttp.ClientSession, "_request", replacement)
+        await transport.fetch("a")
+    await transport.fetch("a")
+
+    assert asked.count("/xai/tasks") == 1
+
+
 async def test_a_connection_closed_while_idle_is_replaced(server, make):
     async def one_answer(reader, writer):
         writer.write(response(200, PENDING).replace(b"Connection: close\r\n", b""))

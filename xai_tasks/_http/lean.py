@@ -131,6 +131,14 @@ async def _exchange(connection: Any, request: bytes) -> LeanResponse:
         raise
 
 
+_REQUEST = getattr(aiohttp.ClientSession, "_request", None)
+
+
+def is_replaced() -> bool:
+    """Return whether a tool has replaced how sessions send requests, as mocks of aiohttp do."""
+    return getattr(aiohttp.ClientSession, "_request", None) is not _REQUEST
+
+
 # The check.
 
 _verdict: bool | None = None

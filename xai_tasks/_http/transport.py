@@ -29,7 +29,7 @@ from xai_tasks._errors import (
 from xai_tasks._http.credentials import Credentials, Redactor
 from xai_tasks._http.exchange import MAX_ERROR_BYTES, Exchanges
 from xai_tasks._http.hints import Quota, parse_hints
-from xai_tasks._http.lean import BUFFER, NO_TIMEOUT, LeanResponse, Wire
+from xai_tasks._http.lean import BUFFER, NO_TIMEOUT, LeanResponse, Wire, is_replaced
 from xai_tasks._http.proxy import ProxySetting
 from xai_tasks._http.responses import (
     invalid_answer,
@@ -195,7 +195,7 @@ class Transport:
         session = self._sessions.current() or await self._sessions.open()
         template = self._template_for(session)
         sending: Awaitable[aiohttp.ClientResponse | LeanResponse]
-        if template.wire is not None:
+        if template.wire is not None and not is_replaced():
             sending = template.wire.get(query)
         else:
             sending = session.get(self._build_url(query_string=query), **template.options)
