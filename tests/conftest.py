@@ -10,6 +10,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import pytest
 from fakes import FakeClockLoop
 
@@ -18,6 +19,16 @@ from xai_tasks._http import lean
 HERE = Path(__file__).parent
 SLOW_FOLDERS = {"cli", "examples", "realserver"}
 """Their tests start programs, servers and browsers."""
+GATE_MAY_SKIP = {
+    "needs Airflow": "it has 150 dependencies, which pip can't install on each machine",
+}
+"""Skips, by how their reasons begin, that the gate accepts, and why."""
+
+# An example may take long on a machine that is shared.
+hypothesis.settings.register_profile(
+    "suite", max_examples=int(os.environ.get("XAI_TASKS_EXAMPLES", "100")), deadline=None
+)
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_configure(config):
@@ -38,6 +49,26 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if SLOW_FOLDERS & set(item.path.relative_to(HERE).parts):
             item.add_marker("slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    return _without_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return _without_skip((yield))
+
+
+def _without_skip(report):
+    """Make a failure of a skip in the gate: there, everything that tests need is installed."""
+    if report.skipped and "XAI_TASKS_GATE" in os.environ:
+        _, _, reason = report.longrepr
+        if not reason.removeprefix("Skipped: ").startswith(tuple(GATE_MAY_SKIP)):
+            report.outcome = "failed"
+            report.longrepr = f"The gate skips no test. {reason}"
+    return report
 
 
 def pytest_collection_finish():

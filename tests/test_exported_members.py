@@ -43,6 +43,13 @@ def test_nothing_else_is_public():
     assert strays == {"annotations"}
 
 
+def test_name_that_no_module_defines_is_an_attribute_error(monkeypatch):
+    monkeypatch.setattr(xai_tasks, "__all__", [*xai_tasks.__all__, "Missing"])
+
+    with pytest.raises(AttributeError, match="module 'xai_tasks' has no attribute 'Missing'"):
+        _ = xai_tasks.Missing
+
+
 def test_a_star_import_gives_all_of_it():
     namespace = {}
     exec("from xai_tasks import *", namespace)

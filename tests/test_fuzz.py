@@ -27,6 +27,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.register_profile("fuzz-long", settings.get_profile("fuzz"), max_examples=10_000)
+pytestmark = pytest.mark.slow  # so are many examples
+
 FUZZ = settings.get_profile(os.environ.get("XAI_TASKS_FUZZ", "fuzz"))
 
 KEY = "sk-live-S3CRETS3CRET42"

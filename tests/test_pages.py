@@ -76,6 +76,7 @@ def test_picture_of_demo_is_of_todays_demo():
     assert re.search(r">3 of their videos are in \S+<", lines)
 
 
+@pytest.mark.slow  # Sphinx is
 @pytest.mark.parametrize(
     ("text", "words"),
     [

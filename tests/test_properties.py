@@ -5,9 +5,9 @@ nothing is lost, nothing is left.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 
+import pytest
 from fakes import (
     FakeTransport,
     assert_nothing_runs,
@@ -67,9 +67,10 @@ worlds = st.fixed_dictionaries(
 )
 
 
-# An example runs a loop of its own and collects all garbage: a tenth of a
-# second, more on a busy machine.
-mixes = settings(max_examples=int(os.environ.get("XAI_TASKS_EXAMPLES", "40")), deadline=None)
+pytestmark = pytest.mark.slow
+
+# An example runs a loop of its own and collects garbage.
+mixes = settings(max_examples=40)
 
 
 def build(world):

@@ -8,7 +8,7 @@ import os
 import click
 import pytest
 
-from xai_tasks._cli._output import LineSink, open_output, write_line
+from xai_tasks._cli._output import LineSink, PendingFile, open_output, write_line
 from xai_tasks._cli._records import CompletedIds
 
 
@@ -229,3 +229,13 @@ def _read_all(fd):
     while part := os.read(fd, 65536):
         parts.append(part)
     return b"".join(parts)
+
+
+def test_pending_file_that_cannot_be_written_is_left_as_it_was(tmp_path):
+    (tmp_path / "out.pending").mkdir()
+    pending = PendingFile(str(tmp_path / "out"), replace=True)
+
+    with pytest.raises(IsADirectoryError):
+        pending.write(["a"])
+
+    assert [path.name for path in tmp_path.iterdir()] == ["out.pending"]

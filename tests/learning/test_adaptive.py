@@ -159,6 +159,7 @@ def test_polls_cluster_where_tasks_ended():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "against_backoff", "against_fixed"),
     [
@@ -177,6 +178,7 @@ def test_delay_falls_at_no_more_polls(name, against_backoff, against_fixed):
     assert to_backoff <= against_backoff
 
 
+@pytest.mark.slow
 def test_doubled_durations_are_learned():
     compared = compare(wait_adaptive, durations("doubling half-way through", 4000, 1))
 
@@ -188,6 +190,7 @@ def test_doubled_durations_are_learned():
     assert to_backoff <= 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -207,6 +210,7 @@ def test_no_worse_than_interval_with_little_to_learn(name):
     )  # 1.05 over the benchmark's 10,000 tasks, of which learning is a smaller part
 
 
+@pytest.mark.slow
 def test_learns_without_dates():
     lengths = durations("lognormal 45 s, sigma 0.5", 2500, 1)
 
@@ -216,6 +220,7 @@ def test_learns_without_dates():
     assert to_fixed <= 0.8
 
 
+@pytest.mark.slow
 def test_gains_from_ten_ends():
     lengths = durations("lognormal 45 s, sigma 0.5", 500, 1)
     spent, delays = [], []
@@ -230,6 +235,7 @@ def test_gains_from_ten_ends():
     assert sum(delays) / 8 <= fixed.mean_delay * 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.1, 1.0, 20.0])
 def test_polls_stay_within_allowance_at_any_task_rate(rate):
     lengths = durations("lognormal 45 s, sigma 0.25", 2000, 2)
@@ -243,6 +249,7 @@ def test_polls_stay_within_allowance_at_any_task_rate(rate):
 # Many tasks at once.
 
 
+@pytest.mark.slow
 def test_second_batch_gains_from_first():
     strategy = wait_adaptive()
     lengths = [durations("lognormal 45 s, sigma 0.5", 1000, seed) for seed in (1, 2, 3)]
@@ -302,6 +309,7 @@ def test_gaps_grow_to_maximum_beyond_known_durations():
     assert waits[-1] == 30
 
 
+@pytest.mark.slow
 def test_late_first_polls_use_the_tasks_age():
     rng = random.Random(1)
     lengths = durations("lognormal 45 s, sigma 0.25", 1500, 1)

@@ -49,6 +49,7 @@ def test_most_of_a_limit_is_used_and_little_refused(server, limit, start, least,
     assert refused <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("server", "least"),
     [

@@ -752,12 +752,12 @@ class TestOutage:
         assert parts.outage.since is not None
 
     async def test_a_poll_whose_retry_is_held_back_when_it_begins_fails(self):
-        parts = make(refused, rate_limit=1, stop=tenacity.stop_after_attempt(9))
+        parts = make(refused, stalled, max_concurrency=1, stop=tenacity.stop_after_attempt(9))
         poll = Poll()
         task = asyncio.ensure_future(parts.fetch("a", poll=poll))
         await asyncio.sleep(0.5)
-        other = asyncio.ensure_future(parts.fetch("b", poll=Poll()))
-        await asyncio.sleep(0.7)  # "b" has the token, the retry of "a" waits for the next
+        other = asyncio.ensure_future(parts.fetch("b"))
+        await asyncio.sleep(1)  # "b" has the only place, the retry of "a" waits for it
 
         parts.outage.since = now()
         parts.throttle.stop_polls()
@@ -765,7 +765,8 @@ class TestOutage:
         with pytest.raises(APIConnectionError):
             await task
         assert poll.sent == 1
-        await other
+        other.cancel()
+        await asyncio.wait([other])
 
     async def test_a_get_is_retried_in_it_as_ever(self):
         parts = make(*[refused] * 13, stop=tenacity.stop_after_attempt(14))

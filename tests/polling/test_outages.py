@@ -62,9 +62,9 @@ def most_in_flight(times):
 
 
 class Minute:
-    """A minute of 503s with 10,000 ids in rotation, and what came of it."""
+    """A minute of 503s with thousands of ids in rotation, and what came of it."""
 
-    IDS = 10_000
+    IDS = 5_000
     POLL = PollPolicy(wait=wait_fixed(20.0), timeout=None)
 
     async def run(self, server):
@@ -100,7 +100,8 @@ async def minute(server):
     return await Minute().run(server)
 
 
-async def test_a_minute_of_503s_with_ten_thousand_ids_in_rotation(minute):
+@pytest.mark.slow
+async def test_a_minute_of_503s_with_thousands_of_ids_in_rotation(minute):
     # While it lasts, the server sees what was in flight, what took the places of the
     # first to fail, and the probes.
     outage = minute.times(minute.gone, minute.back)
@@ -337,7 +338,7 @@ async def test_waits_for_a_server_gone_for_good_end_after_max_outage(gone):
 
 
 @pytest.mark.slow
-async def test_of_twenty_thousand_ids_with_every_fifth_answer_spoiled_each_comes_once(server):
+async def test_of_thousands_of_ids_with_every_fifth_answer_spoiled_each_comes_once(server):
     odd = odd_answers("nobody")
     server.disturb(
         0.2,
@@ -358,7 +359,7 @@ async def test_of_twenty_thousand_ids_with_every_fifth_answer_spoiled_each_comes
         odd["cut short"],
         seed=4,
     )
-    ids = server.add_many(20_000, duration=uniform(0.0, 30.0), failed=0.02)
+    ids = server.add_many(4_000, duration=uniform(0.0, 30.0), failed=0.02)
 
     async with client_for(server, request_timeout=5.0) as client:
         outcomes = await outcomes_of(client, ids)

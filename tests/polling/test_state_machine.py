@@ -40,6 +40,8 @@ from xai_tasks import (
 )
 from xai_tasks._polling.packed import BulkSubscriber
 
+pytestmark = pytest.mark.slow  # so are many steps
+
 STEPS = int(os.environ.get("XAI_TASKS_STEPS", "4000"))
 STEPS_A_WORLD = 250
 

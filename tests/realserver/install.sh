@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the servers that the tests marked `realserver` run against; where they are there already, it does nothing.
+# Installs the servers that the tests marked `realserver` run against, and the shells whose completion is tested;
+# where they are there already, it does nothing.
 # `install.sh node` leaves Debian's packages alone, which only root can install.
 # `install.sh airflow` installs Airflow into an environment of its own: 150 packages, so only on demand.
 set -euo pipefail
@@ -22,6 +23,8 @@ if [ "${1:-}" != node ]; then
   command -v tinyproxy >/dev/null || missing+=(tinyproxy)
   command -v chromium >/dev/null || missing+=(chromium)
   command -v chromedriver >/dev/null || missing+=(chromium-driver)
+  command -v fish >/dev/null || missing+=(fish)
+  command -v zsh >/dev/null || missing+=(zsh)
   if [ "${#missing[@]}" -gt 0 ]; then
     apt-get update -q
     RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"

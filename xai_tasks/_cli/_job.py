@@ -59,12 +59,12 @@ class Output:
         resume: bool,
         on_record: Callable[[dict[str, Any]], None] = lambda record: None,
     ) -> None:
-        self.completed = completed = CompletedIds() if resume else None
+        completed = CompletedIds()
+        self.completed = completed if resume else None
 
         def add(record: dict[str, Any]) -> None:
             on_record(record)
-            if completed is not None:
-                completed.add(record)
+            completed.add(record)
 
         self.fd = open_output(name or "-", add if resume else None)
         self.name = None if name == "-" else name

@@ -157,8 +157,8 @@ class RequestStage:
         """
         if self._drained_by is None:
             self._drained_by = str(error)
-            for work in self._submissions - self._sent:
-                if work is not None:
+            for work in self._submissions:
+                if work not in self._sent:
                     work.cancel()
             for left in self._leave_all():
                 self._end_early(left.index, left.request, left.entry.task_id, first=False)
