@@ -15,8 +15,8 @@ check() {
   "$env/bin/xai-tasks" demo 2>&1 | tail -n 1 &
   demo=$!
   "$bin/uv" pip install -q --python "$env" "${wheel}[test]" # nothing that the demo uses is replaced
-  source .ci/second_chance.sh
-  second_chance "$env/bin/python" "build/cache$1" -m "not slow and not realserver"
+  source .ci/pytest.sh
+  XAI_TASKS_EXAMPLES=20 second_chance "$env/bin/python" "build/cache$1" "${QUICK[@]}"
   wait "$demo"
 }
 
