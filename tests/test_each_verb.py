@@ -20,6 +20,7 @@ from xai_tasks import (
     PollPolicy,
     RetryPolicy,
     TaskClient,
+    VideoRequest,
 )
 from xai_tasks.testing import Fault, TaskServer
 
@@ -49,7 +50,14 @@ async def watch(client):
     return [task async for task in client.watch("a")][-1]
 
 
-VERBS = [get, wait, wait_all, as_completed, watch]
+async def watch_all(client):
+    [*_, update] = [update async for update in client.watch_all(["a"])]
+    if update.error is not None:
+        raise update.error
+    return update.task
+
+
+VERBS = [get, wait, wait_all, as_completed, watch, watch_all]
 each_verb = pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
 each_wait = pytest.mark.parametrize("verb", VERBS[1:], ids=lambda verb: verb.__name__)
 
@@ -229,3 +237,81 @@ async def test_wait_of_one_id_is_not_ended_by_anothers_error(server, verb):
         assert (await verb(client)).succeeded
         with pytest.raises(APIError, match="task 'b'"):
             await other
+
+
+# What user code raises.
+
+
+class Odd(BaseException):
+    """What is no `Exception`, as `pytest.fail` raises it."""
+
+
+async def submit(client):
+    return await client.submit(VideoRequest("a cat"))
+
+
+async def requests_as_completed(client):
+    return [outcome async for outcome in client.as_completed([VideoRequest("a cat")])]
+
+
+raised = pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (LookupError, LookupError),
+        (asyncio.CancelledError, asyncio.CancelledError),
+        (Odd, Odd),
+        (StopAsyncIteration, (StopAsyncIteration, RuntimeError)),
+    ],
+)
+
+
+@raised
+@pytest.mark.parametrize(
+    "verb", [*VERBS, submit, requests_as_completed], ids=lambda verb: verb.__name__
+)
+async def test_whatever_a_key_function_raises_ends_the_call(server, verb, error, expected):
+    async def key():
+        raise error
+
+    async with asyncio.timeout(10), TaskClient(key, base_url=server.url, poll=POLL) as client:
+        with pytest.raises(expected):
+            await verb(client)
+
+        assert client.stats.waiting == client.stats.in_flight == 0
+
+
+@each_wait
+async def test_generator_exit_of_a_key_function_ends_the_wait(server, verb):
+    def key():
+        raise GeneratorExit
+
+    async with asyncio.timeout(10), TaskClient(key, base_url=server.url, poll=POLL) as client:
+        with pytest.raises(GeneratorExit):
+            await verb(client)
+
+
+@raised
+@each_wait
+async def test_whatever_a_strategy_raises_ends_the_wait(server, verb, error, expected):
+    def strategy(state):
+        raise error
+
+    server.add("a", "processing")
+    poll = PollPolicy(wait=strategy)
+    async with asyncio.timeout(10), TaskClient("test", base_url=server.url, poll=poll) as client:
+        with pytest.raises(expected):
+            await verb(client)
+
+        assert client.stats.waiting == client.stats.in_flight == 0
+
+
+@pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError, Odd])
+@pytest.mark.parametrize("verb", ["as_completed", "watch_all"])
+async def test_whatever_a_source_raises_ends_the_stream(server, verb, error):
+    def source():
+        yield "a"
+        raise error
+
+    async with asyncio.timeout(10), TaskClient("test", base_url=server.url, poll=POLL) as client:
+        with pytest.raises(error):
+            [item async for item in getattr(client, verb)(source())]

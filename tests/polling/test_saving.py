@@ -181,7 +181,9 @@ class TestEndOfTheStreamWhileFilesAreSaved:
         assert all(outcome.ok and outcome.files for outcome in outcomes)
 
     @pytest.mark.parametrize(
-        "error", [OSError(28, "full"), LookupError(), asyncio.CancelledError()], ids=repr
+        "error",
+        [OSError(28, "full"), LookupError(), asyncio.CancelledError(), BaseException()],
+        ids=repr,
     )
     async def test_failure_loses_no_task_that_has_ended(self, client, transport, tmp_path, error):
         client._parts.downloader.error = error

@@ -23,7 +23,7 @@ from xai_tasks._policies import PollPolicy
 from xai_tasks._polling.entries import NEVER, PolicyGroup
 from xai_tasks._polling.packed import BulkOwner, PendingIds
 from xai_tasks._polling.poller import Poller
-from xai_tasks._polling.producers import Bind, Producer, check_one_of_many
+from xai_tasks._polling.producers import PASSED_ON, Bind, Producer, check_one_of_many
 from xai_tasks._polling.requests import RequestOwner, RequestStage, Submit
 from xai_tasks._polling.saving import Save, Saving
 from xai_tasks._polling.slices import SLICE, in_slices
@@ -106,7 +106,9 @@ class Source:
             if self.ended:
                 raise
             error = cancelled  # the source's own: a task that it awaited was cancelled
-        except Exception as raised:  # noqa: BLE001 -- raised to the reader of the stream
+        except PASSED_ON:
+            raise
+        except BaseException as raised:  # noqa: BLE001 -- raised to the reader of the stream
             error = raised
         self.ended = True
         on_end(error)

@@ -291,9 +291,9 @@ class Poller:
         except BaseException as error:
             # A strategy may raise anything: no wait may be left without an end.
             self._end(entry, None, error)
-            if isinstance(error, (Exception, asyncio.CancelledError)):
-                return
-            raise
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            return
         self._reschedule(entry, answer, now, seconds)
 
     def _reschedule(

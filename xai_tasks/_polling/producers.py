@@ -17,6 +17,9 @@ from xai_tasks._polling.slices import in_slices
 
 T = TypeVar("T")
 
+PASSED_ON = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""Raised to end the loop or a coroutine. Anything else that user code raises ends its wait."""
+
 Bind = Callable[[], asyncio.AbstractEventLoop]
 """Returns the running loop, after a check that the client is open and belongs to it."""
 
@@ -81,6 +84,8 @@ class Producer(ABC, Generic[T]):
                 error, self.error = self.error, None
                 if error is None:
                     raise StopAsyncIteration
+                if isinstance(error, StopAsyncIteration):  # it would end the loop in silence
+                    raise RuntimeError("user code raised StopAsyncIteration") from error
                 try:
                     raise error
                 finally:

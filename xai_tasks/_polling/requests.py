@@ -12,6 +12,7 @@ from xai_tasks._models import TaskResult
 from xai_tasks._policies import PollPolicy
 from xai_tasks._polling.entries import Subscriber
 from xai_tasks._polling.poller import Poller
+from xai_tasks._polling.producers import PASSED_ON
 from xai_tasks._requests import Request
 
 _AT_ONCE = 64
@@ -210,7 +211,7 @@ class RequestStage:
         except BaseException as error:
             cancelled = isinstance(error, asyncio.CancelledError)
             was_drained = self._drained_by is not None and cancelled and work not in self._sent
-            if self._cancelled or was_drained or not (cancelled or isinstance(error, Exception)):
+            if self._cancelled or was_drained or isinstance(error, PASSED_ON):
                 raise
             failure = error
         finally:

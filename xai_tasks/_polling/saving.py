@@ -12,6 +12,7 @@ from attrs import evolve
 from xai_tasks._errors import DownloadError
 from xai_tasks._http.file_transport import shown
 from xai_tasks._models import Outcome, TaskResult
+from xai_tasks._polling.producers import PASSED_ON
 
 Save = Callable[[Outcome], Awaitable[Outcome]]
 """Saves the files of a completed task; returns its outcome with them."""
@@ -90,7 +91,9 @@ class Saving:
         if self._failure is None:
             try:
                 return await self._save(outcome)
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the stream's
+            except PASSED_ON:
+                raise
+            except BaseException as error:  # noqa: BLE001 -- the stream's
                 if self._failure is None and not self._cancelled:
                     self._failure = type(error).__name__
                     self._fail(error)

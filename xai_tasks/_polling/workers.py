@@ -140,7 +140,9 @@ class Workers:
         self.tasks.discard(task)
         now = asyncio.get_running_loop().time()
         for entry in [entry for entry, by in self._in_flight.items() if by is task]:
-            # Cancelled before its first step, or from outside.
+            # Cancelled before its first step, or from outside. Otherwise a key function has raised
+            # what is no `Exception`.
+            answer = None if task.cancelled() else task.exception()
             self._land(entry)
-            self._on_poll(entry, None, now)
+            self._on_poll(entry, answer, now)
         self._on_idle()
