@@ -24,6 +24,7 @@ from xai_tasks import (
     ClientClosedError,
     InvalidTaskIdError,
     NotFoundError,
+    Outcome,
     PermissionDeniedError,
     PollPolicy,
     RetryPolicy,
@@ -552,6 +553,39 @@ class TestAsCompleted:
 
         assert [type(o.error) for o in await reader] == [ClientClosedError] * 2
 
+    async def test_closing_the_client_makes_each_outcome_when_it_is_read(self, client, transport):
+        transport.default = "processing"
+        ids = [f"task-{n}" for n in range(500)]
+        stream = client.as_completed(ids)
+        readers = [asyncio.create_task(anext(stream)) for _ in range(3)]
+        await asyncio.sleep(3)
+
+        await client.close()
+        made = [each for each in gc.get_objects() if type(each) is Outcome]
+        assert len(made) < 100  # of those in flight, and one for each reader
+        outcomes = [await reader for reader in readers] + await collect(stream)
+
+        assert sorted(o.index for o in outcomes) == list(range(500))
+        assert all(o.task_id == ids[o.index] for o in outcomes)
+        assert {type(o.error) for o in outcomes} == {ClientClosedError}
+        assert "task-499" in str(max(outcomes, key=lambda o: o.index).error)
+        assert stream.pending == 0
+
+    async def test_leaving_a_stream_drops_what_the_end_of_the_client_has_ended(
+        self, client, transport
+    ):
+        transport.default = "processing"
+        stream = client.as_completed([f"task-{n}" for n in range(500)])
+        reader = asyncio.create_task(anext(stream))
+        await asyncio.sleep(3)
+        await client.close()
+        await reader
+
+        await stream.aclose()
+
+        assert await collect(stream) == []
+        await assert_nothing_runs(client)
+
     async def test_closing_the_client_ends_a_stream_that_is_still_pulling_with_its_error(
         self, client, transport
     ):
@@ -578,6 +612,19 @@ class TestAsCompleted:
         )  # those of requests in flight, and the queue's one
         first.cancel()
         await stream.aclose()
+
+    async def test_times_out_by_its_own_start_what_another_wait_began(self, client, transport):
+        transport.default = "processing"
+        wait = asyncio.create_task(client.wait("a", timeout=100))
+        await asyncio.sleep(7)
+        reader = asyncio.create_task(collect(client.as_completed(["a"], timeout=20)))
+        await asyncio.sleep(4)
+
+        wait.cancel()
+        [outcome] = await reader
+
+        assert isinstance(outcome.error, WaitTimeoutError)
+        assert now() == pytest.approx(1027, abs=0.1)
 
     async def test_a_long_line_of_ids_ends_on_time(self, transport):
         transport.weather = lambda task_id: stalled

@@ -25,7 +25,7 @@ from xai_tasks._http.proxy import ProxySetting
 from xai_tasks._models import ClientStats, TaskResult, task_error
 from xai_tasks._parts import Parts
 from xai_tasks._policies import PollPolicy, RetryPolicy, check_count, check_seconds, check_statuses
-from xai_tasks._polling.entries import Entry, Subscriber
+from xai_tasks._polling.entries import Subscriber
 from xai_tasks._polling.producers import check_one_of_many, check_task_id
 from xai_tasks._requests import Request, check_request
 from xai_tasks._streams import OutcomeStream, Watch, WatchAll
@@ -323,29 +323,21 @@ class TaskClient:
 
         """
         check_task_id(task_id)
-        policy, seconds = self._terms(poll, timeout)
-        waiter = _Waiter(self._bind(), seconds)
-        entry = self._parts.poller.subscribe(task_id, policy, waiter)
+        # Few local variables: 100,000 calls that wait hold 100,000 of each.
+        poll, timeout = self._terms(poll, timeout)
+        waiter = _Waiter(self._bind(), timeout)
+        self._parts.poller.subscribe(task_id, poll, waiter)
         try:
-            answer = await waiter.future
+            await waiter.future
         except asyncio.CancelledError:
             # A wait whose timeout was 0 has no entry, and its future is already done.
-            self._parts.poller.leave(cast("Entry", entry), waiter)
+            self._parts.poller.leave(waiter.entry, waiter)
             raise
-        error = (
-            answer
-            if isinstance(answer, BaseException)
-            else task_error(answer, task_id)
-            if check
-            else None
-        )
-        if error is not None:
-            try:
-                raise error
-            finally:
-                # Break the reference cycles between exception and frame.
-                del error, answer, entry, waiter
-        return cast("TaskResult", answer)
+        try:
+            return _task_of(waiter.future.result(), task_id, check=check)
+        finally:
+            # Break the reference cycles between exception and frame.
+            del waiter
 
     def watch(
         self, task_id: str, *, timeout: Timeout = FROM_POLICY, poll: PollPolicy | None = None
@@ -642,6 +634,21 @@ class TaskClient:
             return policy, policy.timeout
         check_seconds("timeout", timeout, optional=True)
         return policy, timeout
+
+
+def _task_of(answer: TaskResult | BaseException, task_id: str, *, check: bool) -> TaskResult:
+    """Return the task that a wait has ended with, or raise what it has ended with."""
+    if isinstance(answer, BaseException):
+        error: BaseException | None = answer
+    else:
+        error = task_error(answer, task_id) if check else None
+    if error is not None:
+        try:
+            raise error
+        finally:
+            # Break the reference cycle between exception and frame.
+            del error, answer
+    return cast("TaskResult", answer)
 
 
 def _policy(name: str, value: P | None, cls: type[P]) -> P:

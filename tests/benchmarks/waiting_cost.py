@@ -2,7 +2,8 @@
 of `wait` each or all in bulk.
 
 100,000 ids, each polled once, none ended. `gather`: a call of `wait` for each under
-`asyncio.gather`, task and coroutine included. `bulk`: `as_completed`. The set-up is the CPU until
+`asyncio.gather`, task and coroutine included. `bulk`: `as_completed`; `unlimited`: the same with
+`timeout=None`, where no last answer is kept. The set-up is the CPU until
 the last id is in rotation, before its first poll; memory is RSS beside the ids themselves.
 """
 
@@ -14,6 +15,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import baselines
@@ -33,9 +35,11 @@ def gathered(client: TaskClient, ids: list[str]) -> asyncio.Future[Any]:
     return asyncio.gather(*(client.wait(task_id) for task_id in ids))
 
 
-def streamed(client: TaskClient, ids: list[str]) -> asyncio.Future[Any]:
+def streamed(
+    client: TaskClient, ids: list[str], timeout: float | None = LONG.timeout
+) -> asyncio.Future[Any]:
     async def first() -> None:
-        async for outcome in client.as_completed(ids, max_pending=len(ids)):
+        async for outcome in client.as_completed(ids, timeout=timeout, max_pending=len(ids)):
             raise AssertionError(outcome)
 
     return asyncio.ensure_future(first())
@@ -49,6 +53,11 @@ async def gather(url: str, count: int, what: str) -> dict[str, Any]:
 async def bulk(url: str, count: int, what: str) -> dict[str, Any]:
     """Return microseconds or bytes for each id in `as_completed`."""
     return await _cost(url, count, what, streamed)
+
+
+async def unlimited(url: str, count: int, what: str) -> dict[str, Any]:
+    """Return microseconds or bytes for each id in `as_completed` without a timeout."""
+    return await _cost(url, count, what, partial(streamed, timeout=None))
 
 
 async def _cost(url: str, count: int, what: str, start: Start) -> dict[str, Any]:
@@ -90,12 +99,16 @@ async def _leave(waits: asyncio.Future[Any]) -> None:
         await waits
 
 
-_REACH = {"gather": (20, 1600), "bulk": (6, 300)}
-_CALLED = {"gather": "`wait` under `asyncio.gather`", "bulk": "`as_completed`"}
+_REACH = {"gather": (20, 1600), "bulk": (6, 300), "unlimited": (6, 180)}
+_CALLED = {
+    "gather": "`wait` under `asyncio.gather`",
+    "bulk": "`as_completed`",
+    "unlimited": "`as_completed` with `timeout=None`",
+}
 
 
 def run(options: argparse.Namespace, report: harness.Report) -> None:
-    """Measure both ways to wait and fill the report."""
+    """Measure each way to wait and fill the report."""
     count = 10_000 if options.quick else 100_000
     figures: dict[str, list[dict[str, float]]] = {
         name: [] for name in _REACH if options.only in name
@@ -121,4 +134,4 @@ def run(options: argparse.Namespace, report: harness.Report) -> None:
 
 
 if __name__ == "__main__":
-    harness.main(__doc__, run, {"gather": gather, "bulk": bulk})
+    harness.main(__doc__, run, {"gather": gather, "bulk": bulk, "unlimited": unlimited})

@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from unittest import mock
 
 import pytest
 import tenacity
 from fakes import body, now, refused, response, status
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xai_tasks import PollPolicy, TaskStatus, wait_adaptive
 from xai_tasks._polling.entries import NEVER, Entry, PolicyGroup, PollState, Subscriber
 from xai_tasks._polling.packed import BulkSubscriber
 
 pytestmark = pytest.mark.fake_clock
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 class Waiter(Subscriber):
@@ -89,9 +95,27 @@ class TestEntry:
         entry = make()
         assert entry.last is None
 
-        entry.body = body("a", "processing")
+        entry.keep(body("a", "processing"))
 
         assert entry.last.status is TaskStatus.PROCESSING
+
+    @given(task_id=TEXT.filter(bool), more=TEXT, ascii_only=st.booleans())
+    def test_the_last_answer_is_the_one_that_came(self, task_id, more, ascii_only):
+        raw = {"taskId": task_id, "status": "pending", "more": [more, task_id + more]}
+        entry = make(task_id)
+
+        entry.keep(json.dumps(raw, ensure_ascii=ascii_only).encode())
+
+        assert entry.last.raw == raw
+
+    def test_an_answer_is_kept_without_its_id(self):
+        long = "a" * 100
+        entry = make(long)
+
+        entry.keep(body(long, "processing"))
+
+        assert len(entry.kept) < 100
+        assert entry.last.task_id == long
 
     async def test_records_the_last_error_and_since_when_requests_fail(self):
         entry = make()
@@ -222,7 +246,7 @@ class TestFind:
     @pytest.mark.parametrize("count", [1, 3])
     def test_one_id_of_a_stream_among_others(self, count):
         entry, owner = make(), mock.Mock(timeout=60.0)
-        subscribers = [BulkSubscriber(entry, owner, index) for index in range(count)]
+        subscribers = [BulkSubscriber(entry, owner, index, 0.0) for index in range(count)]
         for subscriber in subscribers:
             entry.add(subscriber)
 

@@ -22,6 +22,9 @@ class Owner(BulkOwner):
     def on_end(self, index, task_id, task, error, *, first):
         self.heard.append((index, task_id, task, error, first))
 
+    def on_close(self, index, *, first):
+        pass
+
     def expire(self, now):
         pass
 
@@ -34,7 +37,7 @@ def packed():
 def added(packed, task_id="a", index=0, timeout=60.0):
     owner = Owner(timeout)
     packed.register(owner)
-    owner.ids.add(index, task_id, 1060.0)
+    owner.ids.add(index, task_id)
     packed.add(task_id, owner, index, 1000.0, 1000.5)
     return owner
 
@@ -43,8 +46,9 @@ class TestPackedEntries:
     def test_an_entry_comes_out_as_it_went_in(self, packed):
         owner = added(packed, index=7)
         entry = packed.take("a")
-        assert (entry.polls, entry.sent_at, entry.due, entry.body) == (0, None, 1000.5, None)
-        entry.polls, entry.polled_at, entry.body = 3, 1001.0, b'{"status": "pending"}'
+        assert (entry.polls, entry.sent_at, entry.due, entry.kept) == (0, None, 1000.5, None)
+        entry.polls, entry.polled_at = 3, 1001.0
+        entry.keep(b'{"taskId": "a", "status": "pending"}')
 
         packed.pack(entry, entry.subscribers, 1005.0)
         again = packed.take("a")
@@ -52,18 +56,19 @@ class TestPackedEntries:
         assert (again.task_id, again.group) == ("a", owner.group)
         assert (again.polls, again.started) == (3, 1000.0)
         assert (again.polled_at, again.sent_at, again.due) == (1001.0, 1001.0, 1005.0)
-        assert again.body == entry.body
+        assert again.kept == entry.kept
+        assert again.last.task_id == "a"
         assert again.subscribers.owner is owner
         assert (again.subscribers.index, again.subscribers.deadline) == (7, 1060.0)
 
     def test_without_a_timeout_the_last_answer_is_not_kept(self, packed):
         added(packed, timeout=NEVER)
         entry = packed.take("a")
-        entry.body = b"{}"
+        entry.keep(b"{}")
 
         packed.pack(entry, entry.subscribers, 1005.0)
 
-        assert packed.take("a").body is None
+        assert packed.take("a").kept is None
 
     def test_what_is_taken_is_not_packed_any_more(self, packed):
         added(packed)
@@ -88,7 +93,8 @@ class TestPackedEntries:
         packed.release(owner)
         packed.release(owner)
 
-        assert (packed._rows, packed._owners, packed._numbers) == ({}, {}, {})
+        assert (packed._owners, packed._numbers) == ({}, {})
+        assert not any(packed._shards)
 
     def test_what_is_packed_is_not_forgotten(self, packed):
         added(packed)
@@ -100,7 +106,8 @@ class TestPackedEntries:
     def test_the_garbage_collector_does_not_see_a_packed_entry(self, packed):
         added(packed)
 
-        assert not gc.is_tracked(packed._rows["a"])
+        assert not any(gc.is_tracked(shard) for shard in packed._shards)
+        assert not gc.is_tracked(packed._rows("a")["a"])
 
 
 class TestBulkSubscriber:
@@ -126,7 +133,7 @@ class TestBulkSubscriber:
         entry = packed.take("a")
         entry.polls = 1
 
-        BulkSubscriber(entry, owner, 0).on_poll(None)
+        BulkSubscriber(entry, owner, 0, 1000.0).on_poll(None)
 
         assert owner.heard == [(0, None, False)]
 
@@ -135,16 +142,16 @@ class TestPendingIds:
     def test_come_in_the_order_in_which_they_were_pulled(self):
         ids = PendingIds()
         for n in range(1000):
-            ids.add(n, f"task-{n}", float(n))
+            ids.add(n, f"task-{n}")
 
         assert list(ids.after(0)) == [(n, f"task-{n}") for n in range(1000)]
         assert list(ids.after(700)) == [(n, f"task-{n}") for n in range(700, 1000)]
-        assert ids.deadline(321) == 321.0
+        assert ids.task_id(321) == "task-321"
 
     def test_one_that_has_ended_is_gone(self):
         ids = PendingIds()
         for n in range(10):
-            ids.add(n, f"task-{n}", 0.0)
+            ids.add(n, f"task-{n}")
 
         assert ids.discard(4)
         assert not ids.discard(4)
@@ -155,7 +162,7 @@ class TestPendingIds:
     def test_a_block_is_freed_with_its_last_id(self):
         ids = PendingIds()
         for n in range(10_000):
-            ids.add(n, f"task-{n}", 0.0)
+            ids.add(n, f"task-{n}")
         assert ids
 
         for n in range(1, 10_000):
@@ -168,7 +175,7 @@ class TestPendingIds:
     def test_may_end_while_they_are_iterated_over(self):
         ids = PendingIds()
         for n in range(600):
-            ids.add(n, f"task-{n}", 0.0)
+            ids.add(n, f"task-{n}")
         seen = []
 
         for n, _ in ids.after(0):

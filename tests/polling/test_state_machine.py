@@ -167,7 +167,7 @@ class World:
         in_flight = set(workers._in_flight)
         entries = [entry for group in rotation.groups for entry in group.entries.values()]
         scheduled = len(rotation._first) + len(rotation._later)
-        packed = sum(1 for row in rotation._packed._rows.values() if row)
+        packed = sum(1 for shard in rotation._packed._shards for row in shard.values() if row)
 
         assert rotation.waiting == len(entries) + packed
         for entry in entries:
@@ -176,7 +176,7 @@ class World:
             for subscriber in entry.all():
                 assert subscriber.entry is entry
                 if isinstance(subscriber, BulkSubscriber):
-                    assert subscriber.deadline == subscriber.owner.ids.deadline(subscriber.index)
+                    assert subscriber.owner.ids.task_id(subscriber.index) == entry.task_id
                 else:
                     assert subscriber.due is not None, "a wait that never times out"
         assert scheduled == packed + sum(entry.due is not None for entry in entries)
@@ -246,7 +246,7 @@ class World:
         assert self.client.stats.waiting == self.client.stats.in_flight == 0
         rotation = self.client._parts.poller._rotation
         assert rotation.groups == []
-        assert rotation._packed._rows == {}
+        assert not any(rotation._packed._shards)
         assert asyncio.get_running_loop().timers_left() == []
 
 

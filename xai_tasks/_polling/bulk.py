@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,7 @@ from xai_tasks._errors import (
 )
 from xai_tasks._models import Outcome, TaskResult, task_error
 from xai_tasks._policies import PollPolicy
+from xai_tasks._polling.ends import closed_while_waiting
 from xai_tasks._polling.entries import NEVER, PolicyGroup
 from xai_tasks._polling.packed import BulkOwner, PendingIds
 from xai_tasks._polling.poller import Poller
@@ -184,6 +186,7 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
     """Produces an outcome for each id or request, as tasks end."""
 
     __slots__ = (
+        "_closed",
         "_due",
         "_emptied",
         "_max_pending",
@@ -238,6 +241,9 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
         self.timeout: float = NEVER if timeout is None else timeout
         self._max_pending = max_pending
         self._refusals = Refusals() if raise_refusals else None
+        self._closed: deque[int] = deque()
+        """Ids that the end of the client has ended, by number. They become outcomes one by one as
+        these are read: 100,000 at once would set off garbage collections of 60 ms and more."""
         self._due: float | None = None
         """Where it stands in the poller's schedule of deadlines."""
         self._emptied: asyncio.Future[None] | None = None
@@ -270,6 +276,7 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
         if self.taken.total % _PULL_SLICE == _PULL_SLICE - 1:
             await asyncio.sleep(0)
         outcome = await super().next()
+        self._end_closed()
         if outcome.ok:
             self.taken.succeeded += 1
         else:
@@ -291,6 +298,7 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
     def _leave_all(self) -> None:
         """Pull no further id, and wait for none."""
         self._source.cancel()
+        self._closed.clear()
         self._unpolled = 0
         if self._due is not None:
             self._poller.clear_deadline(self, self._due)
@@ -326,6 +334,19 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
         if self.ids.discard(index):  # it may have been left while others of its id were ended
             self._source.on_room()
             self._end(index, task_id, task, error, first=first)
+
+    def on_close(self, index: int, *, first: bool) -> None:
+        if first:
+            self._on_first_poll()
+        self._closed.append(index)
+        self._end_closed()
+
+    def _end_closed(self) -> None:
+        """Keep an outcome ready as long as there are ids that the end of the client has ended."""
+        while self._closed and not self.items and not self.stopped:
+            index = self._closed.popleft()
+            task_id = self.ids.task_id(index)
+            self.on_end(index, task_id, None, closed_while_waiting(task_id), first=False)
 
     def on_request_end(
         self,
@@ -375,7 +396,7 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
     def expire(self, now: float) -> None:
         self._due = None
         for count, (index, task_id) in enumerate(self.ids.after(self.ids.expired)):
-            deadline = self.ids.deadline(index)
+            deadline = self._poller.deadline(task_id, self, index)
             if deadline > now or count == SLICE:
                 self._due = self._poller.set_deadline(self, deadline)
                 return
@@ -398,7 +419,7 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
     def _subscribe(self, task_id: str, index: int) -> None:
         """Begin to wait for an id."""
         now = asyncio.get_running_loop().time()
-        self.ids.add(index, task_id, now + self.timeout)
+        self.ids.add(index, task_id)
         if self.timeout == 0:
             self.on_end(index, task_id, None, WaitTimeoutError(task_id, 0.0), first=False)
             return

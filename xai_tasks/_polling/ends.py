@@ -1,15 +1,24 @@
-"""Which failed polls end a wait."""
+"""Which failed polls end a wait, and what ends it when the client is closed."""
 
 from __future__ import annotations
 
 from xai_tasks._errors import (
     APIError,
+    ClientClosedError,
     NotFoundError,
     RateLimitError,
     ServerError,
     is_transient,
+    printable,
 )
 from xai_tasks._polling.entries import Entry
+
+
+def closed_while_waiting(task_id: str) -> ClientClosedError:
+    """Return the error of a wait that the end of the client has ended."""
+    return ClientClosedError(
+        f"the client was closed while task {printable(task_id)!r} was waited for"
+    )
 
 
 def is_not_found(error: BaseException) -> bool:

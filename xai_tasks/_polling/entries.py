@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 NEVER = math.inf
 
+_ID = b"\0"
+"""Stands in a kept answer for the id. No JSON has this byte."""
+
 
 class Subscriber(ABC):
     """A wait for an id: a call of `wait`, a `watch`, or one id of a bulk stream."""
@@ -78,10 +81,10 @@ class Entry:
     """One id in rotation: scheduled, or in flight."""
 
     __slots__ = (
-        "body",
         "due",
         "failures",
         "group",
+        "kept",
         "owed",
         "polled_at",
         "polls",
@@ -105,8 +108,8 @@ class Entry:
         self.polled_at: float = now
         self.due: float | None = None
         """Where it stands in the schedule; None while it is in flight."""
-        self.body: bytes | None = None
-        """The last good answer, not decoded: most are never read."""
+        self.kept: bytes | None = None
+        """What `keep` keeps of the last good answer."""
         self.failures: Failures | None = None
 
     def all(self) -> list[Subscriber]:
@@ -164,6 +167,10 @@ class Entry:
         if self.failures is not None:
             self.failures.since = self.failures.not_found_since = None
 
+    def keep(self, body: bytes) -> None:
+        """Keep a good answer as `last`: not decoded, as most are never read, and without its id."""
+        self.kept = body.replace(self.task_id.encode(), _ID)
+
     @property
     def error(self) -> APIError | None:
         """The last error met."""
@@ -172,7 +179,9 @@ class Entry:
     @property
     def last(self) -> TaskResult | None:
         """The last good answer."""
-        return None if self.body is None else decode_task(self.body)
+        if self.kept is None:
+            return None
+        return decode_task(self.kept.replace(_ID, self.task_id.encode()))
 
     def timeout_error(self, timeout: float) -> WaitTimeoutError:
         """Return the error of a wait for this id that has timed out."""

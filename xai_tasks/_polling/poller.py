@@ -21,7 +21,7 @@ from xai_tasks._limits.throttle import Throttle
 from xai_tasks._models import TaskResult, body_to_keep
 from xai_tasks._policies import PollPolicy
 from xai_tasks._polling.deadlines import Deadlines
-from xai_tasks._polling.ends import end_of_grace, is_final, is_not_found
+from xai_tasks._polling.ends import closed_while_waiting, end_of_grace, is_final, is_not_found
 from xai_tasks._polling.entries import NEVER, Entry, PolicyGroup, Subscriber
 from xai_tasks._polling.outage_ends import OutageEnds
 from xai_tasks._polling.packed import BulkOwner, BulkSubscriber
@@ -139,7 +139,7 @@ class Poller:
         if not self._rotation.add_packed(task_id, owner, index, now):
             group = owner.group
             entry = self._rotation.find(task_id, group) or self._rotation.add(task_id, group, now)
-            entry.add(BulkSubscriber(entry, owner, index))
+            entry.add(BulkSubscriber(entry, owner, index, now))
             polled = entry.polls > 0
         self._go_on(now)
         return polled
@@ -172,6 +172,13 @@ class Poller:
         """Undo a `set_deadline`."""
         self._deadlines.remove_owner(owner, due)
 
+    def deadline(self, task_id: str, owner: BulkOwner, index: int) -> float:
+        """Return the time at which the wait for one id of a stream times out."""
+        packed = self._rotation.find_packed(task_id, owner.group)
+        if packed is not None:
+            return packed.deadline
+        return cast("Subscriber", owner.group.entries[task_id].find((owner, index))).deadline
+
     def expire_bulk(self, task_id: str, owner: BulkOwner, index: int, now: float) -> None:
         """Time out one id of a stream, unless it is owed a poll."""
         entry = self._rotation.find(task_id, owner.group)
@@ -203,8 +210,12 @@ class Poller:
 
     def _close_one(self, member: tuple[PolicyGroup, str]) -> None:
         group, task_id = member
-        text = f"the client was closed while task {printable(task_id)!r} was waited for"
-        self._end_id(group, task_id, ClientClosedError(text))
+        packed = self._rotation.find_packed(task_id, group)
+        if packed is not None:
+            self._rotation.drop_packed(task_id, packed)
+            packed.owner.on_close(packed.index, first=not packed.polled)
+        else:
+            self._end_id(group, task_id, closed_while_waiting(task_id))
 
     def _group(self, policy: PollPolicy) -> PolicyGroup:
         group = self._rotation.group(policy)
@@ -303,7 +314,7 @@ class Poller:
         task: TaskResult | None = None
         if isinstance(answer, Response):
             task = answer.task
-            entry.body = body_to_keep(task, answer.body)
+            entry.keep(body_to_keep(task, answer.body))
             if answer.retry_after is not None:
                 seconds = max(seconds, min(answer.retry_after, self._max_pause))
         elif is_not_found(answer):

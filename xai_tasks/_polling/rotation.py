@@ -111,6 +111,7 @@ class Rotation:
             isinstance(subscriber, BulkSubscriber)
             and entry.failures is None
             and not entry.owed
+            and subscriber.deadline == entry.started + subscriber.timeout
             and entry.task_id not in self._packed
         ):
             del entry.group.entries[entry.task_id]
