@@ -22,6 +22,8 @@ from xai_tasks._http.base_url import is_loopback
 from xai_tasks._http.hints import parse_date, parse_hints
 from xai_tasks._http.proxy import ProxySetting
 
+_BUFFER = 2**18
+"""Bytes that a response may buffer: as many as asyncio reads at once, which then rarely stops."""
 _MAX_REDIRECTS = 5
 _REDIRECTS = {301, 302, 303, 307, 308}
 
@@ -206,6 +208,7 @@ class FileTransport:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": self._agent},
             auto_decompress=False,  # the length that was promised is that of what is sent
+            read_bufsize=_BUFFER,
             timeout=self._timeout,
             trust_env=False,
         )
