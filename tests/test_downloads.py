@@ -294,6 +294,17 @@ class TestSaving:
         assert caught.value.url == urls[1]
         assert names(tmp_path) == ["a~1.mp4", "a~3.mp4"]
 
+    async def test_is_cancelled_by_a_strategy_that_says_so(self, server, tmp_path):
+        def wait(state):
+            raise asyncio.CancelledError
+
+        url = server.file("x.bin", DATA)
+        server.fault("GET /files/...", Fault.status(500))
+        retry = RetryPolicy(wait=wait)
+        async with TaskClient("test", base_url=server.url, retry=retry) as client:
+            with pytest.raises(asyncio.CancelledError):
+                await client.download(completed(url), tmp_path)
+
     async def test_fetches_eight_at_once(self, raw, raw_client, tmp_path):
         active, most = set(), []
 

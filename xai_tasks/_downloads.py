@@ -415,6 +415,7 @@ class Downloader:
                     del failure, job, jobs  # break the reference cycles of exception and frame
         if None in saved:  # a job was cancelled
             self._check_open()
+            raise asyncio.CancelledError("a strategy of the retry policy raised it")
         errors = [each for each in saved if isinstance(each, XaiTasksError)]
         files = tuple(each for each in saved if isinstance(each, Path))
         return files, (errors[0] if errors else None)

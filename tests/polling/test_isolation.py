@@ -15,6 +15,7 @@ from fakes import (
     malformed,
     now,
     refused,
+    run,
     says,
     settle,
     stalled,
@@ -361,10 +362,6 @@ class TestNotFoundGrace:
         assert now() == pytest.approx(1000.1)
 
 
-class Odd(BaseException):
-    """Not an Exception, and not a cancellation."""
-
-
 class TestWhateverUserCodeRaises:
     @pytest.mark.parametrize("error", [LookupError("bug"), asyncio.CancelledError("bug")])
     @pytest.mark.parametrize("where", ["wait", "observe"])
@@ -392,21 +389,27 @@ class TestWhateverUserCodeRaises:
         assert (await good).succeeded
         await assert_nothing_runs(client)
 
-    async def test_what_must_stop_the_program_does_and_ends_the_wait(self, transport):
+    def test_what_must_stop_the_program_does_and_ends_the_wait(self, transport):
         def wait(state):
-            raise Odd
+            raise SystemExit
 
-        client = client_over(transport)
-        transport.default = "processing"
-        task = asyncio.ensure_future(client.wait("a", poll=PollPolicy(wait=wait)))
-        await asyncio.sleep(0.05)
-        (worker,) = client._parts.poller._workers.tasks
+        async def main():
+            transport.default = "processing"
+            async with client_over(transport) as client:
+                task = asyncio.ensure_future(client.wait("a", poll=PollPolicy(wait=wait)))
+                await asyncio.sleep(0.05)
+                (worker,) = client._parts.poller._workers.tasks
+                try:
+                    await asyncio.sleep(5)
+                finally:
+                    ended.append(client.stats.waiting)
+                    assert isinstance(worker.exception(), SystemExit)
+                    assert isinstance(task.exception(), SystemExit)
 
-        with pytest.raises(Odd):
-            await worker
-        with pytest.raises(Odd):
-            await task
-        await client.close()
+        ended = []
+        with pytest.raises(SystemExit):
+            run(main())
+        assert ended == [0]
 
     async def test_a_key_function_that_raises_cancelled_error_ends_the_wait(self, transport):
         calls = 0
