@@ -5,7 +5,7 @@ random moment, and started again, as often as `--kills` says. Then it may finish
 then with `--retry-uncertain`. At the end it is checked that no request was submitted twice before
 the retry, that the output file tells of each, and that after the retry each has a completed task.
 
-    python tests/benchmarks/kill_run.py                        # 500 requests, 200 kills: 6 min
+    python tests/benchmarks/kill_run.py > tests/benchmarks/results/kill_run.txt   # 6 min
     python tests/benchmarks/kill_run.py --requests 30 --kills 5
 """
 

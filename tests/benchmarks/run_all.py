@@ -28,6 +28,8 @@ BENCHMARKS = (
     "poll_scale",
     "startup",
     "cli_cost",
+    "web_load",
+    "dask_cluster",
     "choices",
 )
 
