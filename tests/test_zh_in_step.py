@@ -70,6 +70,16 @@ def test_each_heading_but_a_name_is_in_chinese(chinese):
     ] == []
 
 
+@pytest.mark.parametrize("chinese", PAIRS.values(), ids=lambda page: page.stem)
+def test_paragraphs_have_no_line_breaks(chinese):
+    """A break between two characters is shown as a space."""
+    prose = BLOCK.sub("", chinese.read_text("utf-8"))
+
+    assert (
+        re.findall(r"^[^|\n].*[\u3000-\uffef]\n(?!- |\d+\. |[|<#])\S.*", prose, re.MULTILINE) == []
+    )
+
+
 def test_a_block_that_was_changed_is_found():
     english = "# A\n\n```sh\nls\n```\n\n- b\n"
 
