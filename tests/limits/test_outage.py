@@ -113,9 +113,19 @@ async def test_probes_are_due_after_half_a_second_and_double_up_to_fifteen(outag
     for _ in range(8):
         distances.append(outage.probe_at - now())
         await asyncio.sleep(outage.probe_at - now())
-        outage.probe_failed()
+        outage.probe_ended(failed=True)
 
     assert distances == pytest.approx([0.5, 1, 2, 4, 8, 15, 15, 15])
+
+
+async def test_a_probe_that_was_aborted_puts_the_next_no_further_off(outage):
+    fail(outage, 10)
+    await asyncio.sleep(3)
+
+    for _ in range(5):
+        outage.probe_ended(failed=False)
+
+        assert outage.probe_at == now() + 0.5
 
 
 async def test_failures_that_are_no_probes_do_not_put_the_next_probe_off(outage):
@@ -141,7 +151,7 @@ async def test_the_answer_that_ends_one_reports_it_once(outage, changes):
 
 async def test_a_second_one_begins_as_the_first_did(outage):
     fail(outage, 10)
-    outage.probe_failed()
+    outage.probe_ended(failed=True)
     outage.answered()
     await asyncio.sleep(100)
 

@@ -201,3 +201,18 @@ class TestInFlight:
         pacer.give_back()
 
         assert pacer.delay(1.0) == 0
+
+    def test_what_was_never_sent_uses_up_nothing_of_what_headers_say_is_left(self):
+        pacer = Pacer(64, None)
+        pacer.accepted(1.0, 1.0, "a", [Quota("", 100, 10.0)])
+        for _ in range(4):
+            pacer.take(1.0)
+            pacer.release()
+
+        for _ in range(20):
+            assert pacer.delay(1.05) == 0
+            pacer.take(1.05)
+            pacer.give_back()
+
+        pacer.take(1.05)
+        assert pacer.delay(1.05) > 0  # as after each that was sent

@@ -544,6 +544,23 @@ class TestProbes:
         assert now() < 1030
 
 
+    async def test_one_that_was_aborted_is_followed_as_soon_as_the_one_before(
+        self, client, transport
+    ):
+        transport.weather = lambda task_id: stalled if now() > 1003 else refused
+        waits = [asyncio.ensure_future(client.wait(f"task-{n}", timeout=None)) for n in range(20)]
+        await asyncio.sleep(5)  # the third probe stalls, two seconds after the second
+        probing = transport.requests[-1].task_id
+        sent = transport.count()
+
+        waits[int(probing.removeprefix("task-"))].cancel()
+        await asyncio.sleep(10)
+
+        assert transport.requests[sent].time == pytest.approx(1005 + 2)
+        for task in waits:
+            task.cancel()
+
+
 class TestSingleFlightWithStreams:
     async def test_a_wait_joins_an_id_that_a_stream_waits_for(self, client, transport):
         transport.add("a", ("processing", 3.5))

@@ -102,9 +102,13 @@ class Outage:
             )
             self.on_change()
 
-    def probe_failed(self) -> None:
-        """Record that a probe failed: the next may leave after twice as long."""
-        self._distance = min(2 * self._distance, LONGEST_DISTANCE)
+    def probe_ended(self, *, failed: bool) -> None:
+        """Record that a probe brought no answer.
+
+        If it failed, the next may leave after twice as long. If it was aborted, it shows nothing.
+        """
+        if failed:
+            self._distance = min(2 * self._distance, LONGEST_DISTANCE)
         self.probe_at = asyncio.get_running_loop().time() + self._distance
 
     def answered_well(self, task_id: str, now: float) -> None:

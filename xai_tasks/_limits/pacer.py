@@ -161,6 +161,7 @@ class Pacer:
         self.in_flight -= 1
         self._bucket.give_back()
         self._spacing.give_back()
+        self._quotas.give_back()
 
     def release(self) -> None:
         """Record that a request has ended."""

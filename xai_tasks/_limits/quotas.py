@@ -121,13 +121,21 @@ class Quotas:
 
     """
 
-    __slots__ = ("_answers", "_sent", "_strike_at", "_strikes", "_windows", "known")
+    __slots__ = (
+        "_answers",
+        "_sent",
+        "_sent_before",
+        "_strike_at",
+        "_strikes",
+        "_windows",
+        "known",
+    )
 
     def __init__(self) -> None:
         self.known: bool = False
         self._windows: dict[str, _Window] = {}
         self._answers: deque[float] = deque(maxlen=_ANSWERS)
-        self._sent = 0.0
+        self._sent = self._sent_before = 0.0
         self._strikes = 0
         self._strike_at = 0.0
 
@@ -148,9 +156,15 @@ class Quotas:
 
     def take(self, now: float) -> None:
         """Record that a request leaves."""
-        self._sent = now
+        self._sent_before, self._sent = self._sent, now
         for window in self._windows.values():
             window.own += 1
+
+    def give_back(self) -> None:
+        """Record that the request that was to leave last was never sent."""
+        self._sent = self._sent_before
+        for window in self._windows.values():
+            window.own = max(0, window.own - 1)
 
     def accepted(self, quotas: Iterable[Quota], now: float, sent: float) -> None:
         """Record an answer to a request that left at `sent`, and what it says is left."""

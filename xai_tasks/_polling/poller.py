@@ -273,7 +273,7 @@ class Poller:
 
     def _on_poll(self, entry: Entry, answer: Answer, now: float) -> None:
         if entry is self._probe:
-            self._on_probe_end(now)
+            self._on_probe_end(now, failed=answer is not None)
         if entry.subscribers is None:
             return
         if answer is None:
@@ -393,8 +393,9 @@ class Poller:
             self._outage_ends.run(now)
             self._go_on(now)
 
-    def _on_probe_end(self, now: float) -> None:
+    def _on_probe_end(self, now: float, *, failed: bool) -> None:
         self._probe = None
         if self._outage.since is not None and not self.closed:
-            self._outage.probe_failed()
-            self._outage_ends.run(now)
+            self._outage.probe_ended(failed=failed)
+            if failed:
+                self._outage_ends.run(now)
