@@ -30,6 +30,7 @@ __all__ = [
     "Server",
     "SlidingWindow",
     "Throttler",
+    "Trouble",
     "TokenBucket",
     "jain",
     "simulate",
@@ -217,6 +218,29 @@ class RandomFaults(Server):
         return self._answer if self._random.random() < self._share else OK
 
 
+class Trouble(Server):
+    """Refuses at random, 429 or 503, one or several in a row, for so many seconds."""
+
+    def __init__(self, share: float, row: int, seconds: float, *, seed: int) -> None:
+        self._share = share
+        self._row = row
+        self._seconds = seconds
+        self._random = random.Random(seed)
+        self._answer = OK
+        self._left = 0
+
+    def ask(self, now: float, task_id: str) -> Answer:
+        if now >= self._seconds:
+            return OK
+        if not self._left and self._random.random() < self._share:
+            self._answer = self._random.choice([Answer(429), Answer(429, 3.0), Answer(503)])
+            self._left = self._random.randint(1, self._row)
+        if not self._left:
+            return OK
+        self._left -= 1
+        return self._answer
+
+
 class OneBadId(Server):
     """One id is always answered 429."""
 
@@ -242,6 +266,7 @@ class _Client:
         self.stop = stop
         self.stalled_until = start
         self.wake = math.inf
+        self.sent = 0
         self._ids = ids
         self._next = 0
         self._waiting: dict[str, float] = {}
@@ -273,11 +298,13 @@ def simulate(  # noqa: C901 -- an event loop
     starts: Sequence[float] = (),
     stops: Sequence[float] = (),
     ids: int = 0,
+    demand: Callable[[float], float] = lambda _: math.inf,
 ) -> list[Run]:
     """Run clients against a server, each with all the work it can do.
 
     `starts` and `stops` are times for the first of them; 0 and never for the others. `ids` is how
-    many different ones each client asks for; 0: never the same.
+    many different ones each client asks for; 0: never the same. `demand` is how many requests each
+    has been asked for by a given time.
     """
     rng = random.Random(seed)
     begun = [*starts, *([0.0] * (clients - len(starts)))]
@@ -305,12 +332,16 @@ def simulate(  # noqa: C901 -- an event loop
 
     def pump(client: _Client, now: float) -> None:
         while now < client.stop:
+            if client.sent >= demand(now):
+                wake(client, now + 0.05)
+                return
             delay = client.pacer.delay(now)
             if delay > 0:
                 if delay < math.inf:
                     wake(client, now + delay + rng.random() * noise.timer)
                 return
             client.pacer.take(now)
+            client.sent += 1
             task_id = client.next_id(now)
             at(now + rng.uniform(*noise.latency) / 2, "arrive", client, now, OK, task_id)
 

@@ -13,6 +13,7 @@ from limit_simulation import (
     Server,
     Throttler,
     TokenBucket,
+    Trouble,
     jain,
     simulate,
 )
@@ -101,3 +102,19 @@ def test_a_limit_that_was_low_for_ten_minutes_is_used_again_within_one(low):
     (run,) = simulate(server, duration=750, seed=1)
 
     assert run.accepted_rate(690, 750) >= 85
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("demand", [0.1, 1, 10])
+@pytest.mark.parametrize(("share", "row"), [(0.1, 1), (0.3, 5), (0.8, 1)])
+def test_a_job_after_long_trouble_is_at_full_speed_within_minutes(share, row, demand, seed):
+    trouble = 600.0
+
+    (run,) = simulate(
+        Trouble(share, row, trouble, seed=seed),
+        duration=trouble + 180,
+        seed=seed,
+        demand=lambda now: demand * now + 20 * max(0.0, now - trouble),
+    )
+
+    assert run.accepted_rate(trouble + 150, trouble + 180) > 18

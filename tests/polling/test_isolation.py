@@ -543,7 +543,6 @@ class TestProbes:
         assert all(task.succeeded for task in await asyncio.gather(*waits))
         assert now() < 1030
 
-
     async def test_one_that_was_aborted_is_followed_as_soon_as_the_one_before(
         self, client, transport
     ):

@@ -23,8 +23,8 @@ __all__ = ["JITTER", "SLOWEST", "Estimate", "estimate_ceiling", "estimate_start"
 
 JITTER = 0.002
 """Seconds by which answers may bunch up: a late timer of the event loop, there and back."""
-SLOWEST = 1 / 60
-"""Requests per second, however often the server refuses: nobody waits an hour for a change."""
+SLOWEST = 1 / 20
+"""Requests per second, however often the server refuses: a change is noticed within a minute."""
 
 
 class Estimate(NamedTuple):

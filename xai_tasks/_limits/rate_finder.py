@@ -49,6 +49,9 @@ _FALLEN = 0.25  # of the best ceiling: below it the server seems to be in troubl
 _FADING = 0.97  # of the best ceiling that is left at each probe: forgotten after half an hour
 _RECOVERY = 20.0  # seconds between two probes, if the ceiling has fallen so far
 _SOON = 6.0  # seconds of such a probe until it grows faster
+_UNCERTAIN = 0.1  # of a ceiling that fewer than 10 answers decided: not only a limit sets such
+_SLOW = 1.0  # requests per second: below, answers are too rare to be counted
+_HEALING = 10.0  # seconds in which a climb doubles a rate that is not used
 
 # Where others share the limit:
 _SAME = 0.02  # ceilings of a limit that is the client's own differ by no more
@@ -69,23 +72,30 @@ class _Phase(Enum):
 class _Usage:
     """How much of the rate was used since the last update: one that was not proves nothing."""
 
-    __slots__ = ("_accepted", "_since", "got", "seconds")
+    __slots__ = ("_accepted", "_since", "got", "seconds", "share")
 
     def __init__(self) -> None:
-        self._since = -math.inf
+        self._since = 0.0
         self._accepted = 0
         self.got = 0
         self.seconds = 0.0
+        self.share = 1.0
+        """Of the rate, in the last second, or in four requests' time if that is longer."""
 
-    def update(self, now: float, accepted: int) -> None:
-        self.got, self.seconds = accepted - self._accepted, now - self._since
+    def begin(self, now: float, accepted: int) -> None:
         self._since, self._accepted = now, accepted
+
+    def update(self, now: float, accepted: int, rate: float) -> None:
+        self.got, self.seconds = accepted - self._accepted, max(0.0, now - self._since)
+        self.begin(now, accepted)
+        window = max(1.0, 4 / rate, self.seconds)
+        self.share += (self.got / rate - self.share * self.seconds) / window
 
 
 class _Probe:
     """When to ask for more than the ceiling, and how fast."""
 
-    __slots__ = ("_best", "_climbed", "_due", "_fallen", "at", "held", "interval", "slope")
+    __slots__ = ("_best", "_climbed", "_due", "_soon", "at", "held", "interval", "slope")
 
     def __init__(self) -> None:
         self.interval = self.at = 0.0
@@ -93,19 +103,23 @@ class _Probe:
         self.held = math.inf
         """The rate just under the ceiling."""
         self._climbed = self._due = self._best = 0.0
-        self._fallen = False
+        self._soon = False
+        """Whether to grow fast soon: something other than a limit may have set the ceiling."""
 
-    def plan(self, ceiling: float, cost: float, change: float) -> None:
+    def plan(self, estimate: Estimate, ceiling: float, cost: float, change: float) -> None:
         """Plan the next one: the more a pause costs, the later; at once if the ceiling changed."""
         self._best = max(ceiling, _FADING * self._best)
-        self._fallen = ceiling < _FALLEN * self._best
+        fallen = ceiling < _FALLEN * self._best
+        doubtful = fallen or estimate.uncertainty > _UNCERTAIN
+        self._soon = fallen or (doubtful and ceiling < _SLOW)
         if change > _AGREE:
             self.interval = 0.0
             return
         # As they confirm each other they come more rarely, if that is not too late for a new limit.
         longest = min(max(_HOLD * cost, _LATE), _LONGEST_HOLD * cost, _LONGEST_WAIT)
-        self.interval = min(max(_HOLD * cost, 1.5 * self.interval), longest)
-        if self._fallen:
+        first = min(_HOLD * cost, _RECOVERY) if doubtful else _HOLD * cost
+        self.interval = min(max(first, 1.5 * self.interval), longest)
+        if fallen:
             self.interval = min(self.interval, _RECOVERY)
 
     def begin(self, ceiling: float, burst: float) -> None:
@@ -113,7 +127,7 @@ class _Probe:
         self._climbed = 0.0
         spent = math.sqrt(4 * burst * self.slope / ceiling)
         self._due = 2.0 + (1 - self.held / ceiling + spent) / self.slope
-        if self._fallen:
+        if self._soon:
             self._due = min(self._due, _SOON)
 
     def grow(self, seconds: float) -> float:
@@ -254,14 +268,14 @@ class RateFinder:
     def pace(self, now: float) -> float:
         """Return `rate`, brought up to date: what may leave from `now` on, per second."""
         if now >= self._update_at:
-            if self._settled:
-                self._usage.update(now, self._meter.accepted)
-                self._adapt(now)
-            else:
+            if not self._settled:
                 self._settle(now)
-                self._usage.update(now, self._meter.accepted)
+                # From the end of the pause on, for the client may have been idle since.
+                self._usage.begin(self._update_at, self._meter.accepted)
+            self._usage.update(now, self._meter.accepted, self.rate)
+            self._adapt(now)
             self.burst = max(1.0, min(0.6 * self._server_burst, self.rate))
-            self._update_at = now + max(_UPDATE, 2 / self.rate)
+            self._update_at = now + max(_UPDATE, (2 if self.rate > _SLOW else 0.9) / self.rate)
         return self.rate
 
     def _settle(self, now: float) -> None:
@@ -272,8 +286,8 @@ class RateFinder:
             self.rate, self._server_burst = estimate_start(meter.stretches(), pause)
             self._sustained = meter.first_mark()
             self._phase = _Phase.CLIMB
-        elif meter.run_accepted == 0:
-            self._wait_longer()
+        elif meter.run_accepted == 0 or self._usage.share < _USED:
+            self._slow_down()
         else:
             self._measure(now, pause)
         if meter.run_accepted > 0 or self._empty is None:
@@ -282,14 +296,17 @@ class RateFinder:
         self._settled = True
         meter.begin_run(now)
 
-    def _wait_longer(self) -> None:
-        """Slow down after a pause that was too short for one request.
+    def _slow_down(self) -> None:
+        """Slow down for a moment after a refusal that says nothing new of the ceiling.
 
-        But not below what went before on average.
+        The pause before it was too short for one request, or the rate was not used. But do not
+        slow down below what went before on average.
         """
         since, count = self._sustained
         average = (self._meter.accepted - count) / (self._paused - since)
-        self.rate = max(self.rate / 2, average)
+        rate = max(self.rate / 2, average)
+        self._usage.share = min(1.0, self._usage.share * self.rate / rate)
+        self.rate = rate
         self._phase = _Phase.CLIMB
         self._share.forget()
 
@@ -307,14 +324,14 @@ class RateFinder:
             # have cut the run short.
             kept = probed and not self._share.shared
             ceiling = max(ceiling, before if kept else before / 2)
-        change = abs(ceiling / before - 1) if known else 1.0
+        change = abs(ceiling / before - 1) if known and ceiling > SLOWEST else 1.0
         self._sustained = (self._meter.run, self._meter.accepted - self._meter.run_accepted)
         self._ceiling = ceiling
         self._probe.held = max(SLOWEST, ceiling / (1 + _MARGIN + JITTER / estimate.seconds))
         self._probe.slope = max(_SLOPE, min(estimate.uncertainty, change, 0.5) / 2)
         # A pause in which the server's bucket fills up costs only what would have overflowed.
         cost = max(pause - self._server_burst / ceiling, 0.25, 1.5 / ceiling)
-        self._probe.plan(ceiling, cost, change)
+        self._probe.plan(estimate, ceiling, cost, change)
         if self._share.shared and not self._share.agreed:
             self.rate = self._share.cut(self.rate, max(min(pause, 1.0), 0.25, 1.5 / ceiling))
             self._phase = _Phase.SHARE
@@ -338,17 +355,33 @@ class RateFinder:
     def _adapt(self, now: float) -> None:
         """Climb, hold or probe on, as far as the rate was used since the last update."""
         got = self._usage.got
-        if got < _USED * self.rate * self._usage.seconds:
-            return
-        seconds = got / max(4.0, self.rate)  # where the whole rate is used
+        used = got >= _USED * self.rate * self._usage.seconds
+        # Where the whole rate is used. A low one goes by time, as answers are rare.
+        seconds = got / (self.rate if self.rate < _SLOW else max(4.0, self.rate))
         if self._phase is _Phase.CLIMB:
-            self.rate *= 2 ** min(1.0, got / max(3.0, self.rate * _DOUBLING))
-            if self.rate >= self._probe.held:
-                self._begin_hold(now)
+            self._climb(now, used=used)
+        elif not used:
+            return
         elif self._phase is _Phase.PROBE:
-            self.rate = self._probe.held + self._ceiling * self._probe.grow(seconds)
+            rate = self._probe.held + self._ceiling * self._probe.grow(seconds)
+            self.rate = min(rate, 2 * self.rate)
         elif self._phase is _Phase.SHARE:
             self.rate = self._share.grow(seconds)
         elif now >= self._probe.at:
             self._phase = _Phase.PROBE
             self._probe.begin(self._ceiling, self._server_burst)
+
+    def _climb(self, now: float, *, used: bool) -> None:
+        """Climb with the answers to a rate that is used, or else with time.
+
+        With time no higher than to what was there before, or to a rate too low to do any harm.
+        """
+        held = self._probe.held
+        if used:
+            answers = 1.0 if self.rate < _SLOW else max(3.0, self.rate * _DOUBLING)
+            self.rate *= 2 ** min(1.0, self._usage.got / answers)
+        else:
+            goal = held if held < math.inf else max(self.rate, _SLOW)
+            self.rate = min(goal, self.rate * 2 ** min(10.0, self._usage.seconds / _HEALING))
+        if self.rate >= held:
+            self._begin_hold(now)
