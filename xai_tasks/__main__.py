@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
+from types import FrameType
 
 
 def main() -> int:
@@ -14,6 +18,25 @@ def main() -> int:
         API unusable; 4 some timed out and nothing worse; 130 interrupted.
 
     """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return _run()
+    try:
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, _exit_at_once)
+        return _run()
+    finally:
+        if signal.getsignal(signal.SIGINT) is _exit_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _exit_at_once(number: int, frame: FrameType | None) -> None:
+    """Handle SIGINT before and after a command: a KeyboardInterrupt in an import tells nothing."""
+    with suppress(OSError):
+        os.write(2, b"xai-tasks: interrupted\n")
+    os._exit(130)
+
+
+def _run() -> int:
     if find_spec("click") is None or find_spec("rich") is None:
         sys.stderr.write(
             "xai-tasks: the command line needs click and rich: pip install 'xai-tasks[cli]'\n"

@@ -25,6 +25,7 @@ BENCHMARKS = (
     "waiting_cost",
     "latency",
     "slices",
+    "downloads",
     "poll_scale",
     "startup",
     "cli_cost",

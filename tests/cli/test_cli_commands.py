@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -331,6 +332,34 @@ class TestEveryCommand:
             patch.setattr(os, "open", lambda *args: opened.append(args))
             assert main() == 0
         assert opened == [(os.devnull, os.O_RDWR)] * 3
+
+    def test_sigint_before_it_has_begun_exits_130(self, monkeypatch, capfd):
+        before = signal.getsignal(signal.SIGINT)
+        monkeypatch.setattr("os._exit", sys.exit)
+        monkeypatch.setattr(
+            "xai_tasks._cli._settings.make_client",
+            lambda **settings: signal.raise_signal(signal.SIGINT),
+        )
+        with pytest.raises(SystemExit, match="130"):
+            run_here(monkeypatch, capfd, "", ["get", "a"])
+        assert capfd.readouterr() == ("", "xai-tasks: interrupted\n")
+        assert signal.getsignal(signal.SIGINT) is before
+
+    def test_sigint_that_is_ignored_stays_so(self, monkeypatch, capfd):
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            assert run_here(monkeypatch, capfd, "", ["--version"])[0] == 0
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def test_program_runs_in_another_thread(self, monkeypatch):
+        monkeypatch.setattr("sys.argv", ["xai-tasks", "--version"])
+        codes = []
+        thread = threading.Thread(target=lambda: codes.append(main()))
+        thread.start()
+        thread.join()
+        assert codes == [0]
 
     def test_interrupt_before_it_has_begun_exits_130(self, monkeypatch, capfd):
         def interrupted(**settings):
