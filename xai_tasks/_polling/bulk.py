@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any
 
@@ -186,7 +185,6 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
     """Produces an outcome for each id or request, as tasks end."""
 
     __slots__ = (
-        "_closed",
         "_due",
         "_emptied",
         "_max_pending",
@@ -241,9 +239,6 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
         self.timeout: float = NEVER if timeout is None else timeout
         self._max_pending = max_pending
         self._refusals = Refusals() if raise_refusals else None
-        self._closed: deque[int] = deque()
-        """Ids that the end of the client has ended, by number. They become outcomes one by one as
-        these are read: 100,000 at once would set off garbage collections of 60 ms and more."""
         self._due: float | None = None
         """Where it stands in the poller's schedule of deadlines."""
         self._emptied: asyncio.Future[None] | None = None
@@ -298,7 +293,7 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
     def _leave_all(self) -> None:
         """Pull no further id, and wait for none."""
         self._source.cancel()
-        self._closed.clear()
+        self.ids.closed.clear()
         self._unpolled = 0
         if self._due is not None:
             self._poller.clear_deadline(self, self._due)
@@ -338,13 +333,13 @@ class BulkProducer(Producer[Outcome], BulkOwner, RequestOwner):
     def on_close(self, index: int, *, first: bool) -> None:
         if first:
             self._on_first_poll()
-        self._closed.append(index)
+        self.ids.closed.append(index)
         self._end_closed()
 
     def _end_closed(self) -> None:
         """Keep an outcome ready as long as there are ids that the end of the client has ended."""
-        while self._closed and not self.items and not self.stopped:
-            index = self._closed.popleft()
+        while self.ids.closed and not self.items and not self.stopped:
+            index = self.ids.closed.popleft()
             task_id = self.ids.task_id(index)
             self.on_end(index, task_id, None, closed_while_waiting(task_id), first=False)
 
