@@ -26,7 +26,7 @@ def test_tables_are_those_that_the_run_printed(page, output):
     tables = TABLE.findall(output.read_text(encoding="utf-8"))
 
     assert len(tables) >= 2
-    assert [table for table in tables if table not in text] == []
+    assert [table for table in tables if table not in text] == [], f"copy them from {output.name}"
 
 
 def test_targets_of_rate_discovery_are_those_of_the_run():
