@@ -245,9 +245,10 @@ class wait_adaptive(wait_base):  # noqa: N801 -- named as tenacity names its str
             wait = self.interval * math.sqrt(age / plan.end) * random.uniform(0.9, 1.1)
         else:
             wait = min(self.maximum, plan.next_poll(age) - age)
-            surplus = attempt - 1 - plan.polls_between(age - elapsed, age)
-            if wait < self.interval and surplus > _SURPLUS:
-                wait = self.interval
+            if wait < self.interval:
+                surplus = attempt - 1 - plan.polls_between(age - elapsed, age)
+                if surplus > _SURPLUS:
+                    wait = self.interval
             # The gap to the next poll may be long where the one after it is short. So the first
             # wait is jittered by half of the shorter one: tasks that start together drift apart,
             # and no poll misses the ages at which tasks end.
