@@ -102,33 +102,35 @@ class Wire:
         while not connector.closed:
             connection = await connector.connect(self._place, traces=[], timeout=NO_TIMEOUT)
             try:
-                return await _exchange(connection, request)
+                protocol = _write(connection, request)
+                while True:
+                    message, content = await protocol.read()
+                    if not 100 <= message.code <= 199 or message.code == 101:
+                        return LeanResponse(connection, message, content)
             except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+                connection.close()
                 if not again:
                     raise
                 again = False
+            except HttpProcessingError as error:
+                connection.close()
+                raise aiohttp.ClientPayloadError(error.message) from None
+            except BaseException:
+                connection.close()
+                raise
         raise aiohttp.ClientConnectionError("the connector is closed")
 
 
-async def _exchange(connection: Any, request: bytes) -> LeanResponse:
-    """Write a request, and wait for the head of its answer."""
+def _write(connection: Any, request: bytes) -> Any:
+    """Write a request to a connection; return the protocol that reads its answer."""
     protocol = connection.protocol
-    try:
-        protocol.set_response_params(read_until_eof=True, read_bufsize=BUFFER)
-        transport = protocol.transport
-        # An answer that nobody has asked for would be taken for this request's.
-        if transport is None or transport.is_closing() or protocol.should_close:
-            raise aiohttp.ServerDisconnectedError
-        transport.write(request)
-        while True:
-            message, content = await protocol.read()
-            if not 100 <= message.code <= 199 or message.code == 101:
-                return LeanResponse(connection, message, content)
-    except BaseException as error:
-        connection.close()
-        if isinstance(error, HttpProcessingError):
-            raise aiohttp.ClientPayloadError(error.message) from None
-        raise
+    protocol.set_response_params(read_until_eof=True, read_bufsize=BUFFER)
+    transport = protocol.transport
+    # An answer that nobody has asked for would be taken for this request's.
+    if transport is None or transport.is_closing() or protocol.should_close:
+        raise aiohttp.ServerDisconnectedError
+    transport.write(request)
+    return protocol
 
 
 _REQUEST = getattr(aiohttp.ClientSession, "_request", None)

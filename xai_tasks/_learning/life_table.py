@@ -59,8 +59,10 @@ class LifeTable:
 
     def interpolate(self, values: list[float], age: float) -> float:
         """Return the value at `age`; `values` holds one for each edge, from the first edge on."""
-        position = min(math.log1p(age / self._unit) * _PER_WIDTH, len(values) - 1.000001)
+        position = math.log1p(age / self._unit) * _PER_WIDTH
         cell = int(position)
+        if cell >= len(values) - 1:
+            return values[-1]
         value = values[cell]
         return value + (position - cell) * (values[cell + 1] - value)
 

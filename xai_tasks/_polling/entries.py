@@ -198,7 +198,9 @@ class PollState(tenacity.RetryCallState):
     from it."""
     _outcome: tenacity.Future | None
 
-    def __init__(self, entry: Entry, now: float, answer: Response | Exception, gap: float) -> None:
+    def __init__(
+        self, entry: Entry, now: float, answer: Response | BaseException, gap: float
+    ) -> None:
         super().__init__(entry.group.tenacity, fn=None, args=(entry.task_id,), kwargs={})
         self._answer = answer
         if isinstance(answer, Response):
@@ -215,7 +217,7 @@ class PollState(tenacity.RetryCallState):
     def outcome(self) -> tenacity.Future | None:
         """The last poll as tenacity holds it; built when a strategy asks for it."""
         if self._outcome is None:
-            failed = isinstance(self._answer, Exception)
+            failed = not isinstance(self._answer, Response)
             value = self._answer if failed else self.found
             self._outcome = tenacity.Future.construct(self.attempt_number, value, failed)
         return self._outcome
@@ -246,7 +248,7 @@ class PolicyGroup:
         self.tenacity: tenacity.Retrying = tenacity.Retrying(wait=policy.wait)
 
     def next_wait(
-        self, entry: Entry, answer: Response | Exception, now: float, gap: float
+        self, entry: Entry, answer: Response | BaseException, now: float, gap: float
     ) -> float:
         """Return the seconds to the next poll, as the policy's strategy says; at least 0.
 

@@ -298,7 +298,7 @@ class Poller:
             elif is_final(entry, answer, now, self._outage.answered_at):
                 self._end(entry, None, answer)
                 return
-            seconds = entry.group.next_wait(entry, cast("Response | Exception", answer), now, gap)
+            seconds = entry.group.next_wait(entry, answer, now, gap)
         except BaseException as error:
             # A strategy may raise anything: no wait may be left without an end.
             self._end(entry, None, error)
