@@ -942,6 +942,17 @@ class TestWaitAll:
 
         assert transport.count() == 0
 
+    @pytest.mark.parametrize("bad", ["", 7, None])
+    async def test_an_invalid_id_stands_in_the_list_with_return_exceptions(
+        self, client, transport, bad
+    ):
+        transport.add("a")
+
+        invalid, task = await client.wait_all([bad, "a"], return_exceptions=True)
+
+        assert isinstance(invalid, InvalidTaskIdError)
+        assert task.succeeded
+
     async def test_cancelling_it_gives_up_every_wait(self, client, transport):
         transport.default = "processing"
         wait = asyncio.create_task(client.wait_all([f"task-{n}" for n in range(100)]))

@@ -438,7 +438,7 @@ class TaskClient:
         """Wait for many tasks, and return them in the order of their ids.
 
         Args:
-            task_ids: the ids; all are read and checked before the first request.
+            task_ids: the ids; all are read before the first request, and checked.
             timeout: seconds for each wait, from when its polling begins, 0 or more; None: no limit.
                 Default: the policy's. All begin at once, but for ids beyond what the rate allows
                 for (while no limit is known: 5,000), which begin as there is room.
@@ -452,15 +452,16 @@ class TaskClient:
 
         Raises:
             XaiTasksError: what `wait` raises, unless `return_exceptions` is set.
-            InvalidTaskIdError: an id is empty, or is not a string.
+            InvalidTaskIdError: an id is empty, or is not a string; as above.
             TypeError: `task_ids` is not an iterable, or is a single string.
 
         """
         _check_ids(task_ids)
         policy, seconds = self._terms(poll, timeout)
         ids = [i async for i in task_ids] if isinstance(task_ids, AsyncIterable) else list(task_ids)
-        for task_id in ids:
-            check_one_of_many(task_id)
+        if not return_exceptions:  # else it stands in the list, as any other error
+            for task_id in ids:
+                check_one_of_many(task_id)
         self._bind()
         results: list[Any] = [None] * len(ids)
         stream = OutcomeStream(
