@@ -56,6 +56,17 @@ def test_links_lead_to_the_same_files(english, chinese):
     assert links(chinese) == links(english)
 
 
+@pytest.mark.parametrize(("english", "chinese"), PAIRS.items(), ids=lambda page: page.stem)
+def test_names_in_code_are_on_both_pages(english, chinese):
+    """A sentence that was added names something, as a rule."""
+    names, translated = (
+        set(re.findall(r"`([!-;=-_a-~]*\w[!-;=-_a-~]*)`", BLOCK.sub("", page.read_text("utf-8"))))
+        for page in (english, chinese)
+    )
+
+    assert names - translated == set()
+
+
 @pytest.mark.parametrize("chinese", PAIRS.values(), ids=lambda page: page.stem)
 def test_each_heading_but_a_name_is_in_chinese(chinese):
     headings = re.findall(
