@@ -58,16 +58,17 @@ def test_helps_of_commands_are_current(page):
 
 def test_chinese_page_explains_each_option():
     parts = re.split(r"^## (.+)\n", command_help.PAGES[1].read_text("utf-8"), flags=re.MULTILINE)
-    explained = {
-        name: set(re.findall(r"`(--[\w-]+)", text.partition("```text")[0]))
-        for name, text in zip(parts[1::2], parts[2::2])
-    }
-    shared = explained["xai-tasks"]  # by most commands, and explained once
+    prose = {name: text.partition("```text")[0] for name, text in zip(parts[1::2], parts[2::2])}
+    helps = dict(command_help.helps())
+    shared = set(re.findall(r"`(--[\w-]+)", prose["xai-tasks"]))  # explained once for all
 
-    for name, text in command_help.helps():
+    for name, text in helps.items():
+        explained = set(re.findall(r"`(--[\w-]+)", prose[name]))
         options = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", text, re.MULTILINE))
-        assert options <= explained[name] | shared, f"explain them in docs/zh: {name}"
-        assert explained[name] <= options or name == "xai-tasks"
+        figures = text if name != "xai-tasks" else "".join(helps.values())
+        assert options <= explained | shared, f"explain them in docs/zh: {name}"
+        assert explained <= options or name == "xai-tasks"
+        assert set(re.findall(r"\d+", prose[name])) <= set(re.findall(r"\d+", figures)), name
 
 
 def advice():
