@@ -340,6 +340,16 @@ async def test_key_functions_oserror_is_raised(server, stream):
         await collect(stream(add(server, 3), api_key=vault))
 
 
+@pytest.mark.parametrize("error", [asyncio.CancelledError, BaseException])
+async def test_whatever_a_key_function_raises_ends_the_stream(server, stream, error):
+    def vault():
+        raise error("the vault is sealed")
+
+    async with asyncio.timeout(20):
+        with pytest.raises(error):
+            await collect(stream(add(server, 3), api_key=vault))
+
+
 async def test_policys_timeout_ends_a_wait(server, stream):
     ids = [server.add("slow", [("processing", None)]), *add(server, 3)]
     policy = PollPolicy(wait=wait_fixed(0.05), timeout=0.5)
@@ -691,6 +701,7 @@ async def test_max_concurrency_bounds_the_workers(server, stream, clients):
         ({"chunk_size": 1.5}, ValueError),
         ({"rate_limit": 0}, ValueError),
         ({"api_key": "two\nlines"}, ConfigurationError),
+        ({"api_key": ""}, ConfigurationError),
         ({"api_key": 7}, TypeError),
         ({"poll": "often"}, TypeError),
         ({"session": "a session"}, TypeError),

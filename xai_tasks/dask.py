@@ -54,7 +54,7 @@ _CHUNKS = 10
 
 _Encoded = tuple[int, str, bytes | None, bytes | None]
 """An outcome as it travels: index, task id, the completed task's JSON, the pickled error."""
-_Answer = tuple[list[_Encoded], Exception | None] | None
+_Answer = tuple[list[_Encoded], BaseException | None] | None
 """Outcomes, and the error that ends the whole stream; None: the worker knows no earlier turns."""
 
 
@@ -122,7 +122,7 @@ class _WaitPlugin(WorkerPlugin):
         self._turns = 0
         self._ids: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
         self._outcomes: list[_Encoded] = []
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._waiting = asyncio.create_task(self._wait())
         self._lease = asyncio.get_running_loop().call_later(_LEASE, self._waiting.cancel)
 
@@ -141,7 +141,11 @@ class _WaitPlugin(WorkerPlugin):
             async with TaskClient(self._key.source, **self._options) as client:
                 async for outcome in client.as_completed(ids(), max_pending=max_pending):
                     self._outcomes.append(_encode(outcome, indexes.pop(outcome.index)))
-        except Exception as error:  # noqa: BLE001 -- a refused key, or what the key function raised
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # a refused key, or what user code raised
+            if cast("asyncio.Task[None]", asyncio.current_task()).cancelling():
+                raise
             self._error = error
 
     async def turn(self, number: int, ids: dict[int, Any]) -> _Answer:
@@ -438,7 +442,9 @@ def as_completed(
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
         raise ValueError(f"chunk_size must be a whole number of at least 1, not {chunk_size!r}")
     # A client that is not used checks the arguments here, instead of on a worker.
-    TaskClient(key.source or "a worker's own", **client_options).as_completed(task_ids)
+    TaskClient(
+        "a worker's own" if key.source is None else key.source, **client_options
+    ).as_completed(task_ids)
     return ClusterStream(_Reader(task_ids, client, key, client_options, chunk_size).outcomes())
 
 
