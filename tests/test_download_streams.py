@@ -129,7 +129,7 @@ async def test_faults_of_files_do_not_touch_polls(server, client, tmp_path):
 
 async def test_full_disk_is_raised_out_of_the_loop(server, client, tmp_path, monkeypatch):
     ids = server.add_many(20, duration=constant(0.01))
-    monkeypatch.setattr(_downloads.os, "write", full)
+    monkeypatch.setattr(_downloads.os, "writev", full)
 
     stream = client.as_completed(ids, download_to=tmp_path)
     with pytest.raises(OSError, match="No space left.*free space") as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gzip
+import itertools
 import json
 import os
 import signal
@@ -911,13 +912,34 @@ class TestResuming:
 
 
 class TestDisk:
+    @given(
+        st.lists(st.binary(max_size=5), max_size=20),
+        st.lists(st.integers(1, 12), min_size=1, max_size=5),
+        st.integers(1, 4),
+    )
+    def test_writes_all_however_little_is_taken_at_once(self, chunks, taken, limit):
+        written, amounts = bytearray(), itertools.cycle(taken)
+
+        def writev(fd, views):
+            assert 1 <= len(views) <= limit
+            data = b"".join(views)[: next(amounts)]
+            written.extend(data)
+            return len(data)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_downloads, "_MAX_VECTOR", limit)
+            patch.setattr(_downloads.os, "writev", writev)
+            _downloads._write_all(-1, chunks)
+
+        assert bytes(written) == b"".join(chunks)
+
     async def test_full_is_an_oserror_and_leaves_nothing(
         self, server, client, tmp_path, monkeypatch
     ):
         def write(fd, data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(_downloads.os, "write", write)
+        monkeypatch.setattr(_downloads.os, "writev", write)
 
         with pytest.raises(OSError, match="No space left.*task 'a'.*download them again") as caught:
             await client.download(completed(server.file("x", DATA)), tmp_path)
@@ -926,7 +948,7 @@ class TestDisk:
         assert names(tmp_path) == []
 
     async def test_full_ends_the_tasks_other_files(self, raw, raw_client, tmp_path, monkeypatch):
-        monkeypatch.setattr(_downloads.os, "write", lambda fd, data: os.close(-1))
+        monkeypatch.setattr(_downloads.os, "writev", lambda fd, data: os.close(-1))
         raw.answers.append(whole(b"x"))
         raw.default = silence
 
@@ -1099,15 +1121,15 @@ class TestEnding:
         self, server, client, tmp_path, monkeypatch
     ):
         writing, free, wrote = threading.Event(), threading.Event(), []
-        write = os.write
+        write = os.writev
 
         def slow(fd, data):
             writing.set()
             free.wait(10)
-            wrote.append(len(data))
+            wrote.append(data)
             return write(fd, data)
 
-        monkeypatch.setattr(_downloads.os, "write", slow)
+        monkeypatch.setattr(_downloads.os, "writev", slow)
         download = asyncio.create_task(
             client.download(completed(server.file("x.mp4", DATA)), tmp_path)
         )
@@ -1135,7 +1157,7 @@ class TestEnding:
             free.wait(10)
             raise OSError(errno.ENOSPC, "full")
 
-        monkeypatch.setattr(_downloads.os, "write", slow)
+        monkeypatch.setattr(_downloads.os, "writev", slow)
         download = asyncio.create_task(
             client.download(completed(server.file("x.mp4", DATA)), tmp_path)
         )
@@ -1150,9 +1172,9 @@ class TestEnding:
         assert not (tmp_path / "a.mp4").exists()
 
     async def test_slow_disk_does_not_hold_the_loop(self, server, client, tmp_path, monkeypatch):
-        write = os.write
+        write = os.writev
         monkeypatch.setattr(
-            _downloads.os, "write", lambda fd, data: time.sleep(0.3) or write(fd, data)
+            _downloads.os, "writev", lambda fd, data: time.sleep(0.3) or write(fd, data)
         )
         download = asyncio.create_task(
             client.download(completed(server.file("x.mp4", DATA)), tmp_path)
@@ -1186,14 +1208,14 @@ class TestEnding:
 
     async def test_close_that_is_cancelled_closes_all_the_same(self, server, tmp_path, monkeypatch):
         writing, free = threading.Event(), threading.Event()
-        write = os.write
+        write = os.writev
 
         def slow(fd, data):
             writing.set()
             free.wait(10)
             return write(fd, data)
 
-        monkeypatch.setattr(_downloads.os, "write", slow)
+        monkeypatch.setattr(_downloads.os, "writev", slow)
         client = client_of(server)
         download = asyncio.create_task(
             client.download(completed(server.file("x.mp4", DATA)), tmp_path)

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -50,6 +50,8 @@ _BATCH = 2**20
 """Bytes that a thread writes at once: fewer would cost more in handing over than in writing."""
 _MAX_UNWRITTEN = 0.5
 """Seconds after which data is written though it is less: what a killed process can lose."""
+_MAX_VECTOR = 1024
+"""Chunks that one call writes at most: Linux's and macOS's own limit."""
 _EXPIRED = frozenset({403, 404, 410})
 """What storage services answer to a URL whose time is over, and for a moment to one too new."""
 
@@ -204,19 +206,19 @@ class _Part:
         self._resume.unlink(missing_ok=True)
         self.size, self.etag, self.total = 0, None, None
 
-    def write(self, chunks: Iterable[bytes]) -> None:
+    def write(self, chunks: Sequence[bytes]) -> None:
         """Write data as it was sent."""
-        for chunk in chunks:
-            if self._inflate is None:
-                self._put(chunk)
-            else:
+        if self._inflate is None:
+            self._put(chunks)
+        else:
+            for chunk in chunks:
                 for data in self._inflate.feed(chunk):
-                    self._put(data)
+                    self._put((data,))
 
     def finish(self) -> Path:
         """Put the file under its name, now that all of it is there."""
         if self._inflate is not None:
-            self._put(self._inflate.end())
+            self._put((self._inflate.end(),))
         path = self._directory / str(self._name)
         os.fsync(self._descriptor)
         if fcntl is None:  # pragma: no cover -- Windows can't rename an open file
@@ -273,14 +275,27 @@ class _Part:
             raise TransferError(f"another process is downloading it to {path}")
         os.lseek(self._descriptor, 0, os.SEEK_END)
 
-    def _put(self, data: bytes) -> None:
-        self.size += len(data)
+    def _put(self, chunks: Sequence[bytes]) -> None:
+        self.size += sum(map(len, chunks))
         if self.size > self._max_bytes:
             self.restart()  # so that the part is not kept
             raise _too_large(self._max_bytes)
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+        _write_all(self._descriptor, chunks)
+
+
+def _write_all(fd: int, chunks: Sequence[bytes]) -> None:
+    """Write chunks with few calls, as after each one this thread has to wait for the GIL."""
+    rest = [memoryview(chunk) for chunk in reversed(chunks) if chunk]
+    while rest:
+        if hasattr(os, "writev"):
+            written = os.writev(fd, rest[: -_MAX_VECTOR - 1 : -1])
+        else:  # pragma: no cover -- Windows
+            written = os.write(fd, rest[-1])
+        while written:
+            first = rest.pop()
+            if written < len(first):
+                rest.append(first[written:])
+            written -= min(written, len(first))
 
 
 class _Inflate:

@@ -228,9 +228,6 @@ def test_directory_that_can_not_be_made_exits_2_before_any_request(run, server, 
 
 
 def test_full_disk_ends_the_job_with_what_to_do(run, server, tmp_path, monkeypatch):
-    def write(fd, data):
-        raise OSError(28, "No space left on device")
-
     output = tmp_path / "out"
     server.add("a", result={"videoUrl": server.file("x.mp4", DATA)})
     monkeypatch.setattr("xai_tasks._downloads.os", FullDisk())
@@ -251,7 +248,7 @@ class FullDisk:
 
         return getattr(os, name)
 
-    def write(self, fd, data):
+    def writev(self, fd, data):
         raise OSError(28, "No space left on device")
 
 
