@@ -19,6 +19,11 @@ class Alarm:
         self.at: float = math.inf
         """The loop's time that it was set to."""
 
+    @property
+    def is_set(self) -> bool:
+        """Whether it is going to fire."""
+        return self._handle is not None
+
     def set(self, when: float) -> None:
         """Make sure that it fires at `when` or before; infinity cancels it.
 

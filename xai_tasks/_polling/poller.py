@@ -141,12 +141,14 @@ class Poller:
             entry = self._rotation.find(task_id, group) or self._rotation.add(task_id, group, now)
             entry.add(BulkSubscriber(entry, owner, index, now))
             polled = entry.polls > 0
-        self._go_on(now)
+        if self._workers.free or not self._alarm.is_set:  # else a worker takes it when it is free
+            self._go_on(now)
         return polled
 
     def leave(self, entry: Entry, subscriber: Subscriber) -> None:
         """Remove a subscriber. With the last one, polling stops and a request is aborted."""
-        self._part(entry, subscriber)
+        entry.remove(subscriber)
+        self._deadlines.remove(subscriber)
         if entry.subscribers is None and self._rotation.discard(entry):
             self._workers.abort(entry)
             self._on_left()
@@ -227,10 +229,6 @@ class Poller:
     def _on_left(self) -> None:
         if not self._rotation.waiting:
             self._set_alarm()
-
-    def _part(self, entry: Entry, subscriber: Subscriber) -> None:
-        entry.remove(subscriber)
-        self._deadlines.remove(subscriber)
 
     # What is due.
 
@@ -344,7 +342,7 @@ class Poller:
         subscribers = entry.all()
         entry.subscribers = None
         for number, subscriber in enumerate(subscribers):
-            self._part(entry, subscriber)
+            self._deadlines.remove(subscriber)
             # An exception gathers tracebacks where it is raised, so each gets its own.
             own = copy.copy(error) if number and isinstance(error, XaiTasksError) else error
             subscriber.on_end(entry.task_id, task, own)

@@ -161,5 +161,5 @@ class Rotation:
         return self._later if entry.polls else self._first
 
     def _prune(self, group: PolicyGroup) -> None:
-        if self._groups.get(group.policy) is group and not group.entries and not group.owners:
+        if not group.entries and not group.owners and self._groups.get(group.policy) is group:
             del self._groups[group.policy]
