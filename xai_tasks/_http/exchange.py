@@ -64,6 +64,7 @@ class Exchanges:
                 failure = error
             else:
                 failure = self._translate(error, redactor, task_id)
+                _drop_frames(error)
         else:
             self._request_timeout.stop(request)
             return result
@@ -145,3 +146,10 @@ def _beginning(chunks: list[bytes], size: int) -> bytes:
     while len(beginning) < size:
         beginning += next(pieces)[:size]
     return beginning[:size]
+
+
+def _drop_frames(error: BaseException | None) -> None:
+    """Drop the frames of an error of aiohttp's: they hold it, and through their callers our own."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__

@@ -109,6 +109,7 @@ class Workers:
             now = clock()
             self._land(entry)
             self._on_poll(entry, answer, now)
+            del answer  # an error's frames lead back to this one
             following = self._take(now)
             if following is not None:
                 self._in_flight[following] = worker
