@@ -306,7 +306,9 @@ def test_from_raw_refuses_what_is_no_task(raw):
         TaskResult.from_raw(raw)
 
 
-@pytest.mark.parametrize("raw", [None, "task", b"{}", [("taskId", "a")]])
+@pytest.mark.parametrize(
+    "raw", [None, "task", b"{}", [("taskId", "a")], TaskResult("a", "completed")], ids=repr
+)
 def test_from_raw_of_wrong_type_is_a_type_error(raw):
     with pytest.raises(TypeError, match="^raw must be a mapping, not "):
         TaskResult.from_raw(raw)
