@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABCMeta
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 from attrs import field, frozen
 
@@ -234,7 +235,7 @@ class TaskResult(JSONModel):
 
 # FastAPI takes a handler's parameter from the request's body only if its class is one of those that
 # JSON objects become. Of these, a virtual `Mapping` alone changes nothing else.
-Mapping.register(TaskResult)
+cast("ABCMeta", Mapping).register(TaskResult)
 
 
 def task_error(task: TaskResult, task_id: str) -> TaskError | None:
