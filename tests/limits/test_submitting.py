@@ -451,6 +451,7 @@ class TestRun:
         assert transport.submissions == []
 
     async def test_cancelled_wait_logs_the_id(self, client, transport, caplog):
+        caplog.set_level(logging.WARNING, "xai_tasks")
         transport.add("cat", ("processing", 100))
         running = asyncio.ensure_future(client.run(CAT))
         await asyncio.sleep(5)
