@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 import tracemalloc
@@ -612,7 +613,7 @@ async def test_second_start_is_refused(server):
 async def test_taken_port_is_an_os_error(server):
     other = TaskServer(port=int(server.url.rpartition(":")[2]))
 
-    with pytest.raises(OSError, match="address already in use"):
+    with pytest.raises(OSError, match="(?i)address already in use"):
         await other.start()
 
     await other.aclose()
@@ -626,6 +627,24 @@ async def test_taken_port_is_an_os_error(server):
 def test_server_must_be_started(use):
     with pytest.raises(RuntimeError, match="start the server first"):
         use(TaskServer())
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_close_leaves_no_connection_that_came_just_before(turns):
+    server = TaskServer()
+    await server.start()
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
+        client.settimeout(10)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+        await server.aclose()
+        await asyncio.sleep(0)
+
+        try:
+            assert client.recv(1) == b""
+        except ConnectionResetError:
+            pass
 
 
 def test_in_thread():
@@ -676,7 +695,7 @@ def test_in_thread_raises_start_errors():
     with TaskServer.in_thread() as server:
         port = int(server.url.rpartition(":")[2])
         with (
-            pytest.raises(OSError, match="address already in use"),
+            pytest.raises(OSError, match="(?i)address already in use"),
             TaskServer.in_thread(port=port),
         ):
             pytest.fail("it started")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from aiohttp import web
 
 _UNLIMITED = 1e9
 """Seconds; finite, because not every event loop accepts an infinite timer."""
+_BACKLOG = 1024
+"""Connections that wait to be accepted. Tests connect a thousand at once, and some would wait a
+second with aiohttp's 128."""
 
 
 class Listener:
@@ -24,7 +28,7 @@ class Listener:
 
     """
 
-    __slots__ = ("_handle", "_runner", "_ssl_context", "port")
+    __slots__ = ("_handle", "_runner", "_socket", "_ssl_context", "port")
 
     def __init__(
         self,
@@ -58,21 +62,18 @@ class Listener:
             self._handle, access_log=None, handler_cancellation=True, keepalive_timeout=_UNLIMITED
         )
         runner = web.ServerRunner(server, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        # Tests connect a thousand clients at once. With aiohttp's backlog, 128, some wait a second.
-        site = web.TCPSite(
-            runner,
-            "127.0.0.1",
-            self.port,
-            ssl_context=self._ssl_context,
-            backlog=1024,
-        )
+        self._socket = socket.create_server(("127.0.0.1", self.port), backlog=_BACKLOG)
         try:
+            await runner.setup()
+            site = web.SockSite(
+                runner, self._socket, ssl_context=self._ssl_context, backlog=_BACKLOG
+            )
             await site.start()
         except BaseException:
+            self._socket.close()
             await runner.cleanup()
             raise
-        self.port = site.port
+        self.port = self._socket.getsockname()[1]
         self._runner = runner
 
     async def aclose(self) -> None:
@@ -80,6 +81,12 @@ class Listener:
         runner, self._runner = self._runner, None
         if runner is None:
             return
+        # asyncio loses a connection that it accepted just before its server is closed. So first
+        # accept no more, and let those get their protocols, which takes three turns of the loop.
+        with suppress(NotImplementedError):  # Windows
+            asyncio.get_running_loop().remove_reader(self._socket)
+        for _ in range(3):
+            await asyncio.sleep(0)
         for connection in runner.server.connections if runner.server else ():
             if connection.transport is not None:
                 connection.transport.abort()
