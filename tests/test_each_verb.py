@@ -305,7 +305,7 @@ async def test_whatever_a_strategy_raises_ends_the_wait(server, verb, error, exp
         assert client.stats.waiting == client.stats.in_flight == 0
 
 
-@pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError, Odd])
+@pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError, Odd, GeneratorExit])
 @pytest.mark.parametrize("verb", ["as_completed", "watch_all"])
 async def test_whatever_a_source_raises_ends_the_stream(server, verb, error):
     def source():

@@ -142,7 +142,7 @@ class _WaitPlugin(WorkerPlugin):
                 async for outcome in client.as_completed(ids(), max_pending=max_pending):
                     self._outcomes.append(_encode(outcome, indexes.pop(outcome.index)))
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            raise
+            raise  # pragma: no cover -- it ends the program
         except BaseException as error:  # a refused key, or what user code raised
             if cast("asyncio.Task[None]", asyncio.current_task()).cancelling():
                 raise

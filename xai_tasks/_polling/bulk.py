@@ -24,7 +24,7 @@ from xai_tasks._polling.ends import closed_while_waiting
 from xai_tasks._polling.entries import NEVER, PolicyGroup
 from xai_tasks._polling.packed import BulkOwner, PendingIds
 from xai_tasks._polling.poller import Poller
-from xai_tasks._polling.producers import PASSED_ON, Bind, Producer, check_one_of_many
+from xai_tasks._polling.producers import Bind, Producer, check_one_of_many
 from xai_tasks._polling.requests import RequestOwner, RequestStage, Submit
 from xai_tasks._polling.saving import Save, Saving
 from xai_tasks._polling.slices import SLICE, in_slices
@@ -65,8 +65,15 @@ class Source:
             on_end: called once: with what the source or `admit` raised, or with None.
 
         """
+
+        def on_task_end(task: asyncio.Task[None]) -> None:
+            if not self.ended and not task.cancelled():  # the source raised what is no `Exception`
+                self.ended = True
+                on_end(task.exception())
+
         work = self._run(admit, has_room, on_end)
         self._task = asyncio.get_running_loop().create_task(work)
+        self._task.add_done_callback(on_task_end)
 
     def on_room(self) -> None:
         """Pull on: there may be room now."""
@@ -107,9 +114,7 @@ class Source:
             if self.ended:
                 raise
             error = cancelled  # the source's own: a task that it awaited was cancelled
-        except PASSED_ON:
-            raise
-        except BaseException as raised:  # noqa: BLE001 -- raised to the reader of the stream
+        except Exception as raised:  # noqa: BLE001 -- raised to the reader of the stream
             error = raised
         self.ended = True
         on_end(error)

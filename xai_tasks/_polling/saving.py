@@ -92,7 +92,7 @@ class Saving:
             try:
                 return await self._save(outcome)
             except PASSED_ON:
-                raise
+                raise  # pragma: no cover -- it ends the program
             except BaseException as error:  # noqa: BLE001 -- the stream's
                 if self._failure is None and not self._cancelled:
                     self._failure = type(error).__name__
