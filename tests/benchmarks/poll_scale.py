@@ -55,8 +55,12 @@ async def polls(url: str, count: int, seconds: float) -> dict[str, Any]:
             reader = asyncio.ensure_future(anext(stream, None))
             while client.stats.polls < count:
                 await asyncio.sleep(0.05)
-            # What was due meanwhile is polled, and each id of the short intervals once more.
+            # Each id of the short intervals is polled once more, and what came due meanwhile.
             await asyncio.sleep(max(2.0, min(2 * strategy.interval, 12.0)))
+            idle = 0
+            while idle < 20:
+                await asyncio.sleep(0.05)
+                idle = idle + 1 if client.stats.in_flight < baselines.CONNECTIONS else 0
             strategy.late.clear()
             before, began, spent = client.stats.polls, time.perf_counter(), time.process_time()
             await asyncio.sleep(seconds)
