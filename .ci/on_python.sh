@@ -16,6 +16,7 @@ check() {
   demo=$!
   "$bin/uv" pip install -q --python "$env" "${wheel}[test]" # nothing that the demo uses is replaced
   source .ci/pytest.sh
+  export PYTHONSAFEPATH=1 # the wheel's package, not this folder's
   XAI_TASKS_EXAMPLES=20 second_chance "$env/bin/python" "build/cache$1" "${QUICK[@]}"
   wait "$demo"
 }
