@@ -578,19 +578,31 @@ class Downloader:
         return await self._in_thread(part.finish)
 
     async def _receive(self, response: FileResponse, part: _Part) -> None:
-        """Write the body, in batches."""
-        batch: list[bytes] = []
+        """Write the body in batches, each while the next one is read."""
+        loop = asyncio.get_running_loop()
+        failure: TransferError | None = None
+        writing: asyncio.Future[None] = loop.create_future()
+        writing.set_result(None)
         try:
             ended = False
             while not ended:
-                ended = await _read_batch(response, batch)
-                full, batch = batch, []
-                if full:
-                    await self._in_thread(part.write, full)
-                del full  # its memory is used for the next batch
-        except TransferError:
-            await self._in_thread(part.write, batch)  # the next attempt continues behind it
-            raise
+                batch: list[bytes] = []
+                try:
+                    ended = await _read_batch(response, batch)
+                except TransferError as error:
+                    failure, ended = error, True  # the next attempt continues behind what came
+                await asyncio.shield(writing)
+                writing = loop.create_task(self._in_thread(part.write, batch))
+                del batch  # its memory is used for the next one
+            await asyncio.shield(writing)
+        finally:
+            await _settle([writing])  # a part has one thread at a time
+            writing.exception()  # raised above, unless something else was
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # break the reference cycle between exception and frame
 
     def _refusal(self, response: FileResponse) -> TransferError:
         status = response.status
