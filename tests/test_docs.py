@@ -4,6 +4,7 @@ a time, against a TaskServer.
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,6 +38,17 @@ PAGES = sorted(
 
 # The ids that pages use, so that copying a block needs nothing around it.
 IDS = ("task-id", "a", "b", "c")
+
+
+@pytest.fixture(autouse=True)
+def loggers_stay_as_they_were():
+    """Undo what pages do to loggers: a level that stays lets later tests see other records."""
+    loggers = [logging.getLogger(name) for name in (None, "xai_tasks")]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -537,6 +537,10 @@ def test_waits_stay_within_limits(lengths, age, attempt, limits):
     assert minimum <= strategy(state(age, attempt=attempt)) <= maximum
 
 
+def test_beyond_the_last_edge_the_last_value_holds():
+    assert LifeTable(40.0).interpolate([0.0, 0.5, 0.9], 1e9) == 0.9
+
+
 @given(
     st.lists(st.floats(0.001, 1), min_size=2, max_size=40), st.floats(0.001, 3), st.floats(0.1, 5)
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 import pytest
 
@@ -106,7 +107,8 @@ class TestPackedEntries:
     def test_the_garbage_collector_does_not_see_a_packed_entry(self, packed):
         added(packed)
 
-        assert not any(gc.is_tracked(shard) for shard in packed._shards)
+        if sys.version_info < (3, 14):  # from then on it sees every dict
+            assert not any(gc.is_tracked(shard) for shard in packed._shards)
         assert not gc.is_tracked(packed._rows("a")["a"])
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, quote_plus
 
 import pytest
+from aiohttp import web
 from fakes import FakeClockLoop
 from hypothesis import given
 from hypothesis import strategies as st
@@ -608,6 +609,20 @@ async def test_close_twice_drops_connections(server, peer):
 async def test_second_start_is_refused(server):
     with pytest.raises(RuntimeError, match="runs already"):
         await server.start()
+
+
+async def test_start_that_fails_leaves_the_port_free(monkeypatch):
+    async def fail(site):
+        raise OSError("no more descriptors")
+
+    server = TaskServer()
+    with monkeypatch.context() as patch:
+        patch.setattr(web.SockSite, "start", fail)
+        with pytest.raises(OSError, match="no more descriptors"):
+            await server.start()
+
+    await server.start()
+    await server.aclose()
 
 
 async def test_taken_port_is_an_os_error(server):
