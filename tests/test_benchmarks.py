@@ -109,6 +109,13 @@ def test_request_cost_runs_and_gives_figures_of_each_round(part, tmp_path):
         assert f"| {row['what']} | " in run.stdout
 
 
+def test_each_script_finds_what_it_imports():
+    for script in sorted(BENCHMARKS.glob("*.py")):
+        command = [sys.executable, "-c", f"import {script.stem}"]
+        run = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+
+
 def test_each_benchmark_of_the_page_is_there_and_has_its_table(run_all):
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     for name in run_all.BENCHMARKS:

@@ -1,8 +1,6 @@
-"""What pays, and how much: parts of a request and of a wait, done the obvious way
-and the way that was chosen.
+"""What pays, and how much: steps of a request, done the obvious way and the chosen one.
 
-Two parts. `calls`: CPU of each alone, in a tight loop, thousands of times. `leaving`: the longest
-block of the loop while a stream of 100,000 ids is closed, all at once and in slices.
+CPU of each alone, in a tight loop, thousands of times.
 """
 
 from __future__ import annotations
@@ -16,15 +14,11 @@ from functools import partial
 from typing import Any
 
 import harness
-import latency
 import tenacity
-import waiting_cost
 from multidict import CIMultiDict
 from yarl import URL
 
-import xai_tasks._polling.poller
-from xai_tasks import TaskClient
-from xai_tasks._http.request_timeout import Deadlines
+from xai_tasks._http.request_timeout import RequestTimeout
 from xai_tasks._models import _json, parse_json
 
 _BASE = "http://127.0.0.1:8000/xai/tasks"
@@ -40,14 +34,14 @@ async def _answer() -> int:
     return 200
 
 
-async def _hold(deadlines: Deadlines) -> None:
+async def _hold(request_timeout: RequestTimeout) -> None:
     """Be a request under way, as there are others whenever cost matters."""
-    deadlines.start()
+    request_timeout.start()
     await asyncio.sleep(3600)
 
 
 def _pairs(
-    deadlines: Deadlines,
+    request_timeout: RequestTimeout,
 ) -> dict[str, tuple[Callable[[], Awaitable[Any]], Callable[[], Awaitable[Any]]]]:
     """Give, by what they are for, the obvious way and the chosen one."""
     numbers = itertools.count()  # another id each time, as yarl remembers the last ones
@@ -71,7 +65,7 @@ def _pairs(
             pass
 
     async def shared_timer() -> None:
-        deadlines.stop(deadlines.start())
+        request_timeout.stop(request_timeout.start())
 
     async def convert_headers() -> CIMultiDict[str]:
         return CIMultiDict(_HEADERS)
@@ -116,11 +110,12 @@ def _pairs(
 
 async def calls(count: int) -> dict[str, Any]:
     """Return the microseconds of CPU that each way takes."""
-    deadlines = Deadlines(30)
-    other = asyncio.create_task(_hold(deadlines))
+    request_timeout = RequestTimeout(30)
+    other = asyncio.create_task(_hold(request_timeout))
     await asyncio.sleep(0)
     costs = {
-        what: [await _cost(way, count) for way in ways] for what, ways in _pairs(deadlines).items()
+        what: [await _cost(way, count) for way in ways]
+        for what, ways in _pairs(request_timeout).items()
     }
     other.cancel()
     return costs
@@ -135,36 +130,11 @@ async def _cost(way: Callable[[], Awaitable[Any]], count: int) -> float:
     return (time.process_time() - started) / count * 1e6
 
 
-async def leaving(url: str, count: int, at_once: bool) -> dict[str, Any]:
-    """Return the longest block of the loop, in milliseconds, while a
-    stream of `count` ids is closed.
-    """
-    if at_once:
-        xai_tasks._polling.poller._SLICE = count
-    # A limit keeps polls out of it.
-    async with TaskClient(
-        "made-up-key", base_url=url, rate_limit=1, poll=waiting_cost.LONG
-    ) as client:
-        stream = client.as_completed(harness.task_ids(count), max_pending=count)
-        taker = asyncio.ensure_future(anext(stream))
-        while client.stats.waiting < count:
-            await asyncio.sleep(0)
-        taker.cancel()
-        await asyncio.wait([taker])
-        async with latency.watched() as late:
-            await asyncio.sleep(0.01)
-            await stream.aclose()
-            await asyncio.sleep(0.01)
-    return {"longest": max(late) * 1000}
-
-
 def run(options: argparse.Namespace, report: harness.Report) -> None:
-    """Measure both parts and fill the report."""
+    """Measure all choices and fill the report."""
     scale = 10 if options.quick else 1
     if options.only in "calls":
         _run_calls(options.rounds, 20_000 // scale, report)
-    if options.only in "leaving":
-        _run_leaving(options.rounds, 100_000 // scale, report)
 
 
 def _run_calls(rounds: int, count: int, report: harness.Report) -> None:
@@ -178,19 +148,5 @@ def _run_calls(rounds: int, count: int, report: harness.Report) -> None:
             report.add(f"{part}: {way}", "us CPU", [result[what][place] for result in results])
 
 
-def _run_leaving(rounds: int, count: int, report: harness.Report) -> None:
-    results: dict[bool, list[float]] = {True: [], False: []}
-    with harness.serve(polls=None) as server:
-        for number, at_once in itertools.product(range(rounds), results):
-            harness.progress(f"leaving, round {number + 1} of {rounds}")
-            result = harness.measure("leaving", url=server.url, count=count, at_once=at_once)
-            results[at_once].append(result["longest"])
-    for at_once, milliseconds in results.items():
-        how = "at once" if at_once else "in slices of 1,000"
-        report.add(
-            f"longest block of the loop, a stream of {count:,} ids left {how}", "ms", milliseconds
-        )
-
-
 if __name__ == "__main__":
-    harness.main(__doc__, run, {"calls": calls, "leaving": leaving})
+    harness.main(__doc__, run, {"calls": calls})
