@@ -132,12 +132,7 @@ async def _cost(way: Callable[[], Awaitable[Any]], count: int) -> float:
 
 def run(options: argparse.Namespace, report: harness.Report) -> None:
     """Measure all choices and fill the report."""
-    scale = 10 if options.quick else 1
-    if options.only in "calls":
-        _run_calls(options.rounds, 20_000 // scale, report)
-
-
-def _run_calls(rounds: int, count: int, report: harness.Report) -> None:
+    rounds, count = options.rounds, 2_000 if options.quick else 20_000
     results = []
     for number in range(rounds):
         harness.progress(f"calls, round {number + 1} of {rounds}")
